@@ -1,0 +1,129 @@
+"""The command line: flags from the dataclasses of `slm.config`, and one place where errors become messages.
+
+Nothing heavy is imported before the flags are read, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import shutil
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from slm import __version__
+from slm.config import PRESETS, EvaluateConfig, GenerateConfig, TrainConfig, build, expected, flags, parse
+from slm.errors import UserError
+
+_MISSING = object()  # the value of a flag that was given none
+
+# command -> (its settings, the module whose `main(config)` runs it)
+COMMANDS: dict[str, tuple[type[Any], str]] = {
+    "train": (TrainConfig, "slm.training.trainer"),
+    "generate": (GenerateConfig, "slm.inference.terminal"),
+    "evaluate": (EvaluateConfig, "slm.training.evaluation"),
+}
+
+
+def read_flags(command: str, arguments: Sequence[str]) -> Any:
+    """The config of `command` from its `arguments`; explicit flags win over `--preset`.
+
+    Raises UserError with every bad argument at once.
+    """
+    config_class, _ = COMMANDS[command]
+    known = flags(config_class)
+    parser = argparse.ArgumentParser(
+        prog=f"slm {command}", usage=f"slm {command} [flags]", description=config_class.__doc__, allow_abbrev=False,
+        formatter_class=_HelpFormatter,
+    )  # fmt: skip
+    for name, (kind, text, default) in known.items():
+        shown = "" if "default:" in text else f" (default: {str(default).lower() if kind is bool else default})"
+        # Values stay strings and may be missing until all flags are read: argparse would stop at the first bad one.
+        parser.add_argument(
+            f"--{name}", nargs="?", const="true" if kind is bool else _MISSING, default=None,
+            metavar=expected(kind), help=f"{text}{shown}".replace("%", "%%"),
+        )  # fmt: skip
+    given, unknown = parser.parse_known_args(list(arguments))
+
+    values: dict[str, object] = {}
+    problems = [
+        _unknown_flag(argument, known)
+        for before, argument in zip(["", *unknown], unknown, strict=False)
+        if argument.startswith("--") or not before.startswith("--")  # else the value of an unknown flag
+    ]
+    for name, text in vars(given).items():
+        if text is None:
+            continue
+        if text is _MISSING:
+            problems.append(f"--{name} needs a value")
+            continue
+        try:
+            values[name] = parse(known[name][0], text)
+        except ValueError:
+            problems.append(f"--{name} must be {expected(known[name][0])}, not {text!r}")
+    if "preset" in values and values["preset"] not in PRESETS:
+        problems.append(f"--preset must be one of {', '.join(PRESETS)}, not {values['preset']!r}")
+    base = PRESETS.get(str(values.get("preset")), {})
+    if values.get("resume") is True:  # a resumed run keeps its flags, but for those given now
+        from slm.training.trainer import stored_settings
+
+        base = stored_settings(str(values.get("out_dir", ".")))
+    config = build(config_class, {**base, **values})
+    problems.extend(config.problems())
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """A flag, what its value is, and what it means, on up to 120 columns."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=36, width=min(120, shutil.get_terminal_size().columns))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return str(action.metavar or "")  # without the brackets of an optional value
+
+
+def _unknown_flag(argument: str, known: dict[str, Any]) -> str:
+    if not argument.startswith("--"):
+        return f"unexpected argument {argument!r}: every value follows its flag"
+    near = difflib.get_close_matches(argument.lstrip("-").split("=")[0].replace("-", "_"), known, n=1)
+    return f"no flag {argument.split('=')[0]}" + (f": did you mean --{near[0]}?" if near else "; --help lists all")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `slm COMMAND [flags]` and return its exit code: 0 done, 2 for what the user can mend, 130 interrupted."""
+    command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    if command == "--version":
+        print(f"slm {__version__}")
+        return 0
+    if command not in COMMANDS:
+        listing = "".join(f"  {name:10} {config.__doc__}\n" for name, (config, _) in COMMANDS.items())
+        asked = command in ("-h", "--help", "help")
+        print(
+            f"usage: slm {{{','.join(COMMANDS)}}} [--help] [flags]\n\n{listing}",
+            end="",
+            file=None if asked else sys.stderr,
+        )
+        if not asked:
+            print(f"error: no command {command!r}", file=sys.stderr)
+        return 0 if asked else 2
+    try:
+        config = read_flags(command, rest)
+        return importlib.import_module(COMMANDS[command][1]).main(config) or 0
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "slm":
+            raise
+        mend = "python -m pip install -r requirements.txt"
+        print(f"error: the Python package {error.name!r} is not installed: {mend}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130

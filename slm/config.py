@@ -1,0 +1,281 @@
+"""Every setting of the project: one dataclass field is one flag, its help, its default and its checkpoint entry.
+
+`flag(default, "help")` declares a field; `slm.cli` turns the fields of a command's dataclass into flags of the same
+name. Nested dataclasses are flattened, so that `ModelConfig.n_layer` is simply `--n_layer`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+def flag(default: T, help: str) -> T:
+    """A dataclass field with the help text that the command line shows."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a GPT-2-style network (Radford et al., 2019)."""
+
+    vocab_size: int = flag(
+        50_257, "number of tokens; below 50,257 keeps GPT-2's most common in the text; bpe: how many to train"
+    )
+    context_length: int = flag(128, "tokens the model can look back on")
+    n_layer: int = flag(6, "transformer blocks")
+    n_head: int = flag(6, "attention heads; must divide n_embd")
+    n_embd: int = flag(384, "width: length of a token's vector")
+    dropout: float = flag(0.0, "share of activations zeroed in training; try 0.1 for many epochs of a small text")
+    bias: bool = flag(True, "biases in linear layers and LayerNorms")
+    attention: Literal["flash", "math"] = flag(
+        "flash", "flash: torch's fused kernel where there is one; math: plain matrix products"
+    )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it becomes tokens."""
+
+    dataset: str = flag(
+        "stories",
+        "file, folder or glob of .txt .jsonl .json .csv .parquet; a hub data set; tinystories; stories: built in",
+    )
+    val_dataset: str | None = flag(None, "the same for validation; default: the set's own split, else val_fraction")
+    val_fraction: float = flag(0.05, "share of the documents kept for validation, chosen by a hash of their text")
+    text_field: str = flag("text", "the field that holds the text in .jsonl, .json, .csv, .parquet and hub data sets")
+    errors: Literal["strict", "replace"] = flag("strict", "bytes that are not UTF-8: stop, or read them as U+FFFD")
+    tokenizer: Literal["gpt2", "bpe"] = flag("gpt2", "GPT-2's, or a byte-level BPE trained on the training text")
+    cache_dir: str = flag("~/.cache/slm", "where token files are kept for the next run")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a small GPT on a text and keep the best checkpoint."""
+
+    preset: str = flag("small", "named defaults that other flags override: tiny, small, gpt2, gpt2-medium")
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    epochs: float = flag(1.0, "passes over the training text")
+    max_steps: int | None = flag(None, "optimizer steps, instead of epochs")
+    max_minutes: float | None = flag(None, "stop after this time, the schedule running down with it; instead of epochs")
+    patience: int | None = flag(None, "stop after this many evaluations without a better validation loss")
+
+    batch_size: int = flag(32, "windows of context_length tokens in a batch")
+    grad_accum: int = flag(1, "batches whose gradients are summed into one optimizer step")
+    optimizer: Literal["adamw", "muon"] = flag("adamw", "muon: for the blocks' matrices, with AdamW for the rest")
+    learning_rate: float | None = flag(None, "peak rate; default: 0.001 at width 384, falling as 1/width")
+    min_lr: float = flag(0.0, "learning rate at the end of the run")
+    schedule: Literal["cosine", "linear", "wsd"] = flag(
+        "linear", "decay after warm-up; wsd: constant, then linear over the last fifth"
+    )
+    warmup_steps: int | None = flag(None, "optimizer steps of linear warm-up; default: 5 % of the run")
+    weight_decay: float = flag(0.1, "decay of matrices; biases and LayerNorms have none")
+    beta1: float = flag(0.9, "AdamW's decay of the mean gradient")
+    beta2: float = flag(0.95, "AdamW's decay of the mean squared gradient")
+    grad_clip: float = flag(1.0, "largest norm of the whole gradient; 0: no limit")
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
+        "auto", "arithmetic of matrix products; auto: what is fast on the device"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to train; auto: a GPU where there is one")
+    compile: Literal["auto", "on", "off"] = flag("auto", "torch.compile; auto: on CUDA only")
+    seed: int = flag(0, "initial weights, order of the text and dropout follow from it")
+
+    eval_every: int | None = flag(None, "optimizer steps between evaluations; default: 20 in a run")
+    eval_batches: int | None = flag(
+        None, "batches of each split in an evaluation; default: what costs under 5 % of the run"
+    )
+    save_every: float = flag(5.0, "minutes between saves of last.pt, from which --resume continues")
+    out_dir: str = flag(".", "folder for best_model.pt, last.pt, metrics.csv and training.png")
+    resume: bool = flag(False, "continue the run in out_dir")
+    overwrite: bool = flag(False, "replace the run in out_dir")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        model, data = self.model, self.data
+        whole = {
+            "context_length": model.context_length, "n_layer": model.n_layer, "n_head": model.n_head,
+            "n_embd": model.n_embd, "batch_size": self.batch_size, "grad_accum": self.grad_accum,
+            "max_steps": self.max_steps, "patience": self.patience, "eval_every": self.eval_every,
+            "eval_batches": self.eval_batches,
+        }  # fmt: skip
+        for name, value in whole.items():
+            if value is not None and value < 1:
+                yield f"--{name} must be at least 1, not {value}"
+        if model.n_head > 0 and model.n_embd % model.n_head:
+            near = max(model.n_head, round(model.n_embd / model.n_head) * model.n_head)
+            yield f"--n_embd {model.n_embd} is not divisible by --n_head {model.n_head}: try --n_embd {near}"
+        if model.vocab_size < 257:
+            yield f"--vocab_size must be at least 257 (256 bytes and the end of text), not {model.vocab_size}"
+        if data.tokenizer == "gpt2" and model.vocab_size > 50_257:
+            yield f"--vocab_size {model.vocab_size} is above GPT-2's 50,257: leave it out, or use --tokenizer bpe"
+        if not 0 <= model.dropout < 1:
+            yield f"--dropout must be from 0 to under 1, not {model.dropout}"
+        if not 0 < data.val_fraction < 1:
+            yield f"--val_fraction must be between 0 and 1, not {data.val_fraction}"
+        positive = {
+            "epochs": self.epochs, "max_minutes": self.max_minutes, "learning_rate": self.learning_rate,
+            "save_every": self.save_every,
+        }  # fmt: skip
+        for name, amount in positive.items():
+            if amount is not None and not 0 < amount < math.inf:
+                yield f"--{name} must be above 0, not {amount}"
+        from_zero = {
+            "min_lr": self.min_lr, "warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay,
+            "grad_clip": self.grad_clip,
+        }  # fmt: skip
+        for name, amount in from_zero.items():
+            if amount is not None and not 0 <= amount < math.inf:
+                yield f"--{name} must be 0 or more, not {amount}"
+        for name, share in {"beta1": self.beta1, "beta2": self.beta2}.items():
+            if not 0 <= share < 1:
+                yield f"--{name} must be from 0 to under 1, not {share}"
+        if self.learning_rate is not None and self.min_lr > self.learning_rate:
+            yield f"--min_lr {self.min_lr} is above --learning_rate {self.learning_rate}"
+        if not 0 <= self.seed < 2**63:
+            yield f"--seed must be from 0 to 2^63 - 1, not {self.seed}"
+        if self.max_steps is not None and self.max_minutes is not None:
+            yield "--max_steps and --max_minutes exclude each other: give one"
+        if self.resume and self.overwrite:
+            yield "--resume and --overwrite exclude each other: continue the run, or replace it"
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """Let a trained model continue a text."""
+
+    model_path: str = flag("best_model.pt", "checkpoint to load")
+    prompt: str = flag("", "text to continue; empty: start a new story")
+    max_length: int = flag(200, "tokens to add at most; a story that ends stops before")
+    num_samples: int = flag(1, "continuations to write")
+    temperature: float = flag(0.8, "0: always the likeliest token; 1: as the model believes; above: bolder")
+    top_k: int = flag(0, "choose among the k likeliest tokens; 0: all")
+    top_p: float = flag(0.95, "choose among the likeliest tokens that together have this probability; 1: all")
+    seed: int | None = flag(None, "the same seed writes the same text; default: a new one each time")
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to run; auto: a GPU where there is one")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        if self.max_length < 1:
+            yield f"--max_length must be at least 1, not {self.max_length}"
+        if self.num_samples < 1:
+            yield f"--num_samples must be at least 1, not {self.num_samples}"
+        if not 0 <= self.temperature < math.inf:
+            yield f"--temperature must be 0 or more, not {self.temperature}"
+        if self.top_k < 0:
+            yield f"--top_k must be 0 or more, not {self.top_k}"
+        if not 0 < self.top_p <= 1:
+            yield f"--top_p must be above 0 and at most 1, not {self.top_p}"
+        if self.seed is not None and self.seed < 0:
+            yield f"--seed must be 0 or more, not {self.seed}"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a trained model on a text."""
+
+    model_path: str = flag("best_model.pt", "checkpoint to load")
+    dataset: str = flag("stories", DataConfig.__dataclass_fields__["dataset"].metadata["help"])
+    text_field: str = flag("text", DataConfig.__dataclass_fields__["text_field"].metadata["help"])
+    errors: Literal["strict", "replace"] = flag("strict", DataConfig.__dataclass_fields__["errors"].metadata["help"])
+    cache_dir: str = flag("~/.cache/slm", "where token files are kept for the next run")
+    batch_size: int = flag(32, "windows of the model's context length at a time")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
+        "auto", "arithmetic of matrix products; auto: what is fast on the device"
+    )
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to run; auto: a GPU where there is one")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        if self.batch_size < 1:
+            yield f"--batch_size must be at least 1, not {self.batch_size}"
+
+
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    # For the quick start: learns the built-in stories in minutes on a CPU (docs/experiments.md says why this shape).
+    "tiny": {
+        "vocab_size": 2048,
+        "context_length": 256,
+        "n_layer": 2,
+        "n_head": 8,
+        "n_embd": 256,
+        "batch_size": 16,
+        "optimizer": "muon",
+        "learning_rate": 0.0025,
+    },
+    "small": {},
+    "gpt2": {"context_length": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"context_length": 1024, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+}
+
+
+def flags(config_class: type) -> dict[str, tuple[Any, str, object]]:
+    """The flags of a config class, nested ones flattened: name -> (type, help, default)."""
+    found: dict[str, tuple[Any, str, object]] = {}
+    hints = typing.get_type_hints(config_class)
+    for entry in dataclasses.fields(config_class):
+        if dataclasses.is_dataclass(hints[entry.name]):
+            found |= flags(hints[entry.name])
+        else:
+            found[entry.name] = (hints[entry.name], entry.metadata["help"], entry.default)
+    return found
+
+
+def settings(config: object) -> dict[str, Any]:
+    """The values of a config, nested ones flattened: name -> value."""
+    found: dict[str, Any] = {}
+    for entry in dataclasses.fields(config):  # type: ignore[arg-type]
+        value = getattr(config, entry.name)
+        found |= settings(value) if dataclasses.is_dataclass(value) else {entry.name: value}
+    return found
+
+
+def build(config_class: type[T], values: Mapping[str, object]) -> T:
+    """An instance from flat `values`; what is missing keeps its default."""
+    hints = typing.get_type_hints(config_class)
+    arguments: dict[str, object] = {}
+    for entry in dataclasses.fields(config_class):  # type: ignore[arg-type]
+        if dataclasses.is_dataclass(hints[entry.name]):
+            arguments[entry.name] = build(hints[entry.name], values)
+        elif entry.name in values:
+            arguments[entry.name] = values[entry.name]
+    return config_class(**arguments)
+
+
+def parse(kind: Any, text: str) -> object:
+    """`text` as a value of the type `kind`: int, float, bool, str, Literal[...], or one of these with None.
+
+    Raises ValueError where it is none; `expected` says what would be.
+    """
+    kind, may_be_none = _without_none(kind)
+    if may_be_none and text.lower() == "none":
+        return None
+    if kind is bool:
+        return ("false", "true").index(text.lower()) == 1
+    if typing.get_origin(kind) is Literal:
+        return typing.get_args(kind)[typing.get_args(kind).index(text)]
+    return kind(text)
+
+
+def expected(kind: Any) -> str:
+    """What a value of the type `kind` looks like, in short."""
+    kind, _ = _without_none(kind)
+    if typing.get_origin(kind) is Literal:
+        return "|".join(typing.get_args(kind))
+    return {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT"}[kind]
+
+
+def _without_none(kind: Any) -> tuple[Any, bool]:
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
+        return kind, True
+    return kind, False

@@ -1,0 +1,100 @@
+"""A checkpoint explains itself: weights, shape, tokenizer and facts in one file of tensors and plain values.
+
+Nothing else is needed to generate, evaluate or export, and opening one runs no code: `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slm.config import ModelConfig
+from slm.data.tokenizer import Tokenizer
+from slm.errors import UserError
+from slm.files import replacing
+from slm.model.gpt import GPT
+
+FORMAT, VERSION = "small-language-model", 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model as it lies on disk. facts: plain values, for people. training: what `--resume` needs, in last.pt only."""
+
+    config: ModelConfig
+    weights: Mapping[str, Tensor]
+    tokenizer: Tokenizer
+    facts: Mapping[str, Any]
+    training: Mapping[str, Any] | None = None
+
+    def model(self, device: torch.device | str = "cpu") -> GPT:
+        """The network with these weights, ready to evaluate. Raises UserError where weights and shape disagree."""
+        with torch.device("meta"):
+            model = GPT(self.config)
+        try:
+            model.load_state_dict(self.weights, assign=True)
+        except RuntimeError as error:
+            raise UserError(f"the checkpoint's weights do not fit its own model config: {error}") from error
+        return model.to(device).eval()
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write `checkpoint` to `path`, whole or not at all. Raises UserError where the disk refuses."""
+    tokenizer = {
+        key: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+        for key, value in checkpoint.tokenizer.to_state().items()
+    }
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model_config": dataclasses.asdict(checkpoint.config),
+        "weights": dict(checkpoint.weights),
+        "tokenizer": tokenizer,
+        "facts": dict(checkpoint.facts),
+    }
+    if checkpoint.training is not None:
+        content["training"] = dict(checkpoint.training)
+    with replacing(path) as file:
+        torch.save(content, file)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises UserError where there is none, or the file is truncated, of another format or version, or holds code.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the checkpoint in it, such as {path / 'best_model.pt'}")
+    if not path.exists():
+        raise UserError(f"no checkpoint {path}: train one with `python train.py`, or name another with --model_path")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can fail in any part of the reader
+        reason = "it may be truncated, or hold code, none of which was run"
+        raise UserError(
+            f"{path} is not a checkpoint that can be opened safely: {reason} ({type(error).__name__})"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is a PyTorch file, but not a checkpoint of this project")
+    if content.get("version") != VERSION:
+        raise UserError(f"{path} has format version {content.get('version')}; this program reads version {VERSION}")
+    try:
+        return Checkpoint(
+            ModelConfig(**content["model_config"]),
+            dict(content["weights"]),
+            Tokenizer.from_state(content["tokenizer"]),
+            dict(content["facts"]),
+            content.get("training"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error

@@ -1,0 +1,132 @@
+"""A GPT-2-style decoder (Radford et al., 2019), top to bottom.
+
+Legend: B batch, T time (tokens), S tokens looked at (T and those in the cache), C width, H heads, D = C / H,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from slm.config import ModelConfig
+from slm.model.kv_cache import KVCache
+from slm.model.loss import linear_cross_entropy
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention: each token gathers from itself and those before it."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.layer, self.n_head, self.dropout = layer, config.n_head, config.dropout
+        self.flash = config.attention == "flash"
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.projection = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        B, T, C = x.shape
+        # Three (B, H, T, D), views of one (B, T, 3C).
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
+        if cache is not None:
+            k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
+        S = k.size(2)
+        # A token may look at all S where it is the last; with several new ones behind a cache the mask says who may.
+        mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if 1 < T < S else None
+        with contextlib.nullcontext() if self.flash else sdpa_kernel(SDPBackend.MATH):
+            y = F.scaled_dot_product_attention(
+                q, k, v, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=T == S and T > 1
+            )
+        return self.projection(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """Each token thought over by itself: four times wider, GELU (GPT-2's tanh form), and back."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        return self.down(F.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each reading a normalised copy of the stream and adding to it (pre-norm)."""
+
+    def __init__(self, config: ModelConfig, layer: int):
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.attention = Attention(config, layer)
+        self.mlp_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+        """(B, T, C) -> (B, T, C)."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+
+
+class GPT(nn.Module):
+    """Token ids in, the next token's logits out. The output layer is the token embedding itself (tied)."""
+
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """N(0, 0.02), biases 0; what adds to the stream is smaller, so that depth does not widen it (GPT-2)."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                adds_to_stream = name.endswith((".projection", ".down"))
+                nn.init.normal_(module.weight, std=0.02 / (math.sqrt(2 * self.config.n_layer) if adds_to_stream else 1))
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The last layer's vectors: ids (B, T) -> (B, T, C).
+
+        With a `cache`, `ids` continue what it holds, and it grows by T.
+        Positions run to config.context_length; beyond it the embedding raises IndexError.
+        """
+        past = cache.length if cache is not None else 0
+        positions = torch.arange(past, past + ids.size(1), device=ids.device)
+        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))
+        for block in self.blocks:
+            x = block(x, cache)
+        if cache is not None:
+            cache.advance(ids.size(1))
+        return self.final_norm(x)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """The logits of each next token: ids (B, T) -> (B, T, V)."""
+        return F.linear(self.hidden(ids, cache), self.token_embedding.weight)
+
+    def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """The summed loss in nats and the number of tokens guessed right, both scalars, without holding all logits.
+
+        ids, targets: (B, T); a target below 0 does not count.
+        """
+        return linear_cross_entropy(self.hidden(ids).flatten(0, 1), self.token_embedding.weight, targets.flatten())
+
+    def new_cache(self, batch_size: int) -> KVCache:
+        """An empty cache for `batch_size` sequences of the full context."""
+        c = self.config
+        return KVCache(
+            c.n_layer, batch_size, c.n_head, c.context_length, c.n_embd // c.n_head, self.token_embedding.weight
+        )

@@ -1,0 +1,477 @@
+"""The training run, top to bottom: check, prepare, say what will happen, loop, and say what came of it.
+
+Legend: B windows in a batch, T context length. A step is an optimizer step, over grad_accum batches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from slm.config import DataConfig, ModelConfig, TrainConfig, flags, settings
+from slm.data.batches import TrainingBatches
+from slm.data.corpus import Corpus, prepare
+from slm.device import autocast, pick_device, pick_precision
+from slm.errors import UserError
+from slm.model import checkpoint
+from slm.model.checkpoint import Checkpoint
+from slm.model.gpt import GPT
+from slm.training import report
+from slm.training.evaluation import Measures, evaluate
+from slm.training.optim import make_optimizers
+from slm.training.schedule import learning_rate
+
+BEST, LAST, METRICS, PLOT = RUN_FILES = ("best_model.pt", "last.pt", "metrics.csv", "training.png")
+EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
+EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
+REFRESH_SECONDS = 0.5  # of the progress bar; reading the loss more often would make a GPU wait
+
+
+def main(config: TrainConfig) -> int:
+    """`slm train`. Returns the exit code: 0, or 128 + the signal that stopped the run after it was saved."""
+    out_dir = Path(config.out_dir)
+    saved = open_folder(config, out_dir)
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    if config.data.dataset == "stories":
+        print("training on the built-in stories; --dataset takes a text of yours")
+    corpus = prepare(config.data, config.model.vocab_size)
+    check_length(corpus, config.model.context_length)
+    run = Run(config, corpus, device, dtype, saved)
+    print(run.plan())
+    if config.overwrite:
+        for name in RUN_FILES:
+            (out_dir / name).unlink(missing_ok=True)
+    stopped_by = run.loop()
+    if stopped_by:
+        out_dir_flag = "" if config.out_dir == "." else f" --out_dir {config.out_dir}"
+        print(f"\nstopped and saved after step {run.state.step:,}; to go on: python train.py --resume{out_dir_flag}")
+        return 128 + stopped_by
+    print(run.finish())
+    return 0
+
+
+@dataclass
+class State:
+    """Where a run is; with the weights and the optimizer, all that a resumed run needs."""
+
+    step: int = 0  # optimizer steps done
+    seconds: float = 0.0  # spent in the loop
+    next_evaluation: float = 0.0  # share of the run that must be done
+    best_loss: float = math.inf
+    best_step: int = 0
+    evaluations_since_best: int = 0
+    rows: list[dict[str, float]] = field(default_factory=list)  # of metrics.csv
+
+
+class Run:
+    """A model in training: what it is made of, one step, one evaluation, and the loop over them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        corpus: Corpus,
+        device: torch.device,
+        dtype: torch.dtype,
+        saved: Checkpoint | None = None,
+    ):
+        self.config, self.corpus, self.device, self.dtype = config, corpus, device, dtype
+        self.out_dir = Path(config.out_dir)
+        self.shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
+        torch.manual_seed(config.seed)
+        torch.set_float32_matmul_precision("high")  # TF32 where fp32 remains on CUDA
+        self.model = GPT(self.shape).to(device)
+        self.peak_rate = config.learning_rate or 1e-3 * 384 / self.shape.n_embd
+        self.optimizers = make_optimizers(
+            self.model, config.optimizer, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.batches = TrainingBatches(corpus.train.ids, config.batch_size, self.shape.context_length, config.seed)
+        self.tokens_per_step = config.batch_size * config.grad_accum * self.shape.context_length
+        self.steps_per_epoch = self.batches.windows / (config.batch_size * config.grad_accum)
+        self.planned_steps = config.max_steps or math.ceil(config.epochs * self.steps_per_epoch)
+        self.state = State()
+        if saved is not None and saved.training is not None:
+            if saved.training["corpus"] != corpus.fingerprint:
+                raise UserError(
+                    f"the text has changed since {self.out_dir / LAST} was saved: start again with --overwrite"
+                )
+            self.model.load_state_dict(saved.weights)
+            for optimizer, kept in zip(self.optimizers, saved.training["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
+            self.scaler.load_state_dict(saved.training["scaler"])
+            self.state = State(**saved.training["state"])
+        self.rate = 0.0
+        self.loss_sum = torch.zeros((), device=device)  # since the progress bar was last brought up to date
+        self.shown_at, self.shown_step = time.perf_counter(), self.state.step
+        self.gradient_norm = torch.zeros(())
+        self.step_seconds, self.steps_timed = 0.0, 0  # since the last evaluation, without evaluations and saves
+
+    def loop(self) -> int | None:
+        """Train to the end of the run, or until early stopping; returns the number of the signal that cut it short."""
+        self.loss = self._pick_loss()
+        self._plan_evaluations()
+        state, time_limit = self.state, self.time_limit
+        started = time.perf_counter() - state.seconds
+        saved_at, told = time.perf_counter(), state.step > 0
+        with self._progress_bar() as bar, signals() as received:
+            while True:
+                state.seconds = time.perf_counter() - started
+                if time_limit:  # its length in steps follows from the speed so far
+                    total_steps = time_limit * (state.step / state.seconds if state.step >= 5 else self.speed_guess)
+                    share = min(1.0, state.seconds / time_limit)
+                else:
+                    total_steps, share = self.planned_steps, min(1.0, state.step / self.planned_steps)
+
+                if self._evaluation_is_due(share):
+                    bar.write(self._evaluate(share))
+                    if self.config.patience and state.evaluations_since_best >= self.config.patience:
+                        bar.write(f"stopped early: {self.config.patience} evaluations without a better validation loss")
+                        return None
+                if share >= 1:
+                    return None
+                self._step(total_steps, bar)
+
+                if not told and not time_limit and self.step_seconds > 5 and self.steps_timed >= 5:
+                    told = True
+                    left = self.step_seconds / self.steps_timed * (self.planned_steps - state.step)
+                    if left > 60:
+                        until = datetime.now() + timedelta(seconds=left)
+                        bar.write(f"this will take about {duration(left)}, until {until:%H:%M}; Ctrl-C saves and stops")
+                if received or time.perf_counter() - saved_at > 60 * self.config.save_every:
+                    self.save_last()
+                    saved_at = time.perf_counter()
+                if received:
+                    return received[0]
+
+    def _step(self, total_steps: float, bar: Any) -> None:
+        """One optimizer step, as a function of the step's number and the run's length."""
+        config, step = self.config, self.state.step
+        begun = time.perf_counter()
+        warmup = 0.05 * total_steps if config.warmup_steps is None else config.warmup_steps
+        self.rate = learning_rate(
+            step,
+            total_steps,
+            kind=config.schedule,
+            peak=self.peak_rate,
+            minimum=config.min_lr,
+            warmup_steps=warmup,
+        )
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            group["lr"] = self.rate * group["rate_factor"]
+        torch.manual_seed((config.seed + 1_000_003 * (step + 1)) % 2**63)  # dropout, too, follows from the step
+        for number in range(step * config.grad_accum, (step + 1) * config.grad_accum):
+            with autocast(self.device, self.dtype):
+                loss, _ = self.loss(*self._batch(number))
+            loss = loss / self.tokens_per_step  # summed over the batches: the mean over all tokens of the step
+            self.scaler.scale(loss).backward()
+            self.loss_sum += loss.detach()
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        self.scaler.update()
+        self.state.step += 1
+        if begun - self.shown_at > REFRESH_SECONDS or self.state.step == self.planned_steps:
+            self._show(bar)
+        self.step_seconds += time.perf_counter() - begun
+        self.steps_timed += 1
+
+    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of a batch on the device, each (B, T)."""
+        ids, targets = self.batches(number)
+        return torch.from_numpy(ids).to(self.device), torch.from_numpy(targets).to(self.device)
+
+    def _show(self, bar: Any) -> None:
+        """Bring the progress bar up to date. Raises UserError where the loss is no number any more."""
+        steps = self.state.step - self.shown_step
+        mean_loss = float(self.loss_sum) / steps
+        if not math.isfinite(mean_loss):
+            raise UserError(
+                f"the loss is {mean_loss} at step {self.state.step:,}: try a --learning_rate below "
+                f"{self.peak_rate:.2g}; {self.out_dir / BEST} is the best model until then"
+            )
+        now = time.perf_counter()
+        speed = steps * self.tokens_per_step / (now - self.shown_at)
+        bar.set_postfix_str(f"loss {mean_loss:.3f}, rate {self.rate:.1e}, {speed:,.0f} tokens/s", refresh=False)
+        done = round(self.state.seconds) if self.time_limit else self.state.step
+        bar.update(min(done, bar.total) - bar.n)
+        self.loss_sum.zero_()
+        self.shown_at, self.shown_step = now, self.state.step
+
+    def _progress_bar(self) -> Any:
+        total, done = (
+            (round(self.time_limit), round(self.state.seconds))
+            if self.time_limit
+            else (self.planned_steps, self.state.step)
+        )
+        return tqdm(
+            total=total,
+            initial=min(done, total),
+            dynamic_ncols=True,
+            smoothing=0.05,
+            bar_format="{percentage:3.0f}%|{bar}| {elapsed} done, {remaining} to go{postfix}",
+        )
+
+    def _plan_evaluations(self) -> None:
+        """How many evaluations there are, of how many batches, and when a run by the clock ends in time for them."""
+        config = self.config
+        self.time_limit = None
+        affordable = EVALUATION_SHARE * self.planned_steps * config.grad_accum * 3  # forward alone: a third of training
+        if config.max_minutes:
+            for _ in range(2):  # the first one warms up
+                begun = time.perf_counter()
+                self._measure("val", 1)
+                batch_seconds = time.perf_counter() - begun
+            limit = 60 * config.max_minutes
+            affordable = EVALUATION_SHARE * limit / batch_seconds
+            at_the_end = batch_seconds * len(self.corpus.val) / (config.batch_size * self.shape.context_length)
+            self.time_limit = limit - min(at_the_end, 0.2 * limit)
+            self.speed_guess = 1 / (3 * batch_seconds * config.grad_accum)  # steps a second
+        affordable /= 2  # splits
+        self.evaluations = max(1, min(EVALUATIONS, int(affordable)))
+        if config.eval_every and not config.max_minutes:
+            self.evaluations = max(1, self.planned_steps // config.eval_every)
+        self.eval_batches = config.eval_batches or max(1, int(affordable / self.evaluations))
+
+    def _evaluation_is_due(self, share: float) -> bool:
+        state = self.state
+        if state.rows and state.rows[-1]["step"] == state.step:
+            return False
+        every = self.config.eval_every
+        return share >= 1 or (state.step % every == 0 if every else share >= state.next_evaluation)
+
+    def _measure(self, split: str, limit: int | None) -> Measures:
+        tokens = self.corpus.train if split == "train" else self.corpus.val
+        return evaluate(
+            self.model, tokens, self.corpus.tokenizer, batch_size=self.config.batch_size, dtype=self.dtype, limit=limit
+        )
+
+    def _evaluate(self, share: float) -> str:
+        """Measure both splits, keep the model if it is the best, bring metrics.csv and training.png up to date."""
+        state = self.state
+        train, val = self._measure("train", self.eval_batches), self._measure("val", self.eval_batches)
+        better = val.loss < state.best_loss
+        state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
+        state.next_evaluation = (math.floor(share * self.evaluations) + 1) / self.evaluations
+        state.rows.append(
+            report.row(
+                step=state.step,
+                epoch=state.step / self.steps_per_epoch,
+                seconds=state.seconds,
+                learning_rate=self.rate,
+                gradient_norm=float(self.gradient_norm),
+                tokens_per_second=self.steps_timed * self.tokens_per_step / max(self.step_seconds, 1e-9),
+                train=train,
+                val=val,
+            )
+        )
+        self.step_seconds, self.steps_timed = 0.0, 0
+        if better:
+            state.best_loss, state.best_step = val.loss, state.step
+            self.save_best(train, val)
+        report.write_metrics(self.out_dir / METRICS, state.rows)
+        report.draw(self.out_dir / PLOT, state.rows, self.corpus.description)
+        return (
+            f"step {state.step:>6,}   training loss {train.loss:.4f}   validation loss {val.loss:.4f}, "
+            f"{val.bits_per_byte:.4f} bits per byte, accuracy {val.accuracy:.1%}{'  best so far' if better else ''}"
+        )
+
+    def save_best(self, train: Measures, val: Measures) -> None:
+        """best_model.pt: the model as it is now, and what is known of it."""
+        facts = {
+            "step": self.state.best_step,
+            "tokens_seen": self.state.best_step * self.tokens_per_step,
+            "text": self.corpus.description,
+            "train": dataclasses.asdict(train),
+            "val": dataclasses.asdict(val),
+            "config": settings(self.config),
+        }
+        model = Checkpoint(self.shape, self.model.state_dict(), self.corpus.tokenizer, facts)
+        checkpoint.save(self.out_dir / BEST, model)
+
+    def save_last(self) -> None:
+        """last.pt: all that --resume needs."""
+        training = {
+            "state": dataclasses.asdict(self.state),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "corpus": self.corpus.fingerprint,
+            "config": settings(self.config),
+        }
+        facts = {"step": self.state.step}
+        model = Checkpoint(self.shape, self.model.state_dict(), self.corpus.tokenizer, facts, training)
+        checkpoint.save(self.out_dir / LAST, model)
+
+    def finish(self) -> str:
+        """Save the run, measure the best model on all of the validation text, and say what there is."""
+        self.save_last()
+        if self.state.best_step != self.state.step:
+            self.model.load_state_dict(checkpoint.load(self.out_dir / BEST).weights)
+        train, val = self._measure("train", self.eval_batches), self._measure("val", None)
+        self.save_best(train, val)
+        return (
+            f"\ndone after {duration(self.state.seconds)}; the best model is that of step {self.state.best_step:,}\n"
+            f"training   {train}\n"
+            f"validation {val}\n"
+            f"files      {', '.join(str(self.out_dir / name) for name in RUN_FILES)}\n"
+            f"next       python generate.py --model_path {self.out_dir / BEST} "
+            '--prompt "Once upon a time" --max_length 100'
+        )
+
+    def _pick_loss(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """The model's loss, compiled where asked for and possible: forward and backward are tried on one batch."""
+        choice = self.config.compile
+        if choice == "off" or (choice == "auto" and self.device.type != "cuda"):
+            return self.model.loss
+        compiled = torch.compile(self.model.loss)
+        try:
+            with autocast(self.device, self.dtype):
+                compiled(*self._batch(0))[0].backward()
+        except Exception as error:  # a missing compiler shows itself in many ways
+            reason = (str(error).strip().splitlines() or [""])[0][:120]
+            print(f"torch.compile does not work here ({type(error).__name__}: {reason}); going on without it")
+            return self.model.loss
+        finally:
+            self.model.zero_grad(set_to_none=True)
+        return compiled
+
+    def plan(self) -> str:
+        """What the run is about to do."""
+        config, corpus, shape = self.config, self.corpus, self.shape
+        length = f"{self.planned_steps:,} steps, {self.planned_steps / self.steps_per_epoch:.3g} passes over the text"
+        if config.max_minutes:
+            length = f"{config.max_minutes:g} minutes"
+        place = {
+            "cpu": lambda: f"CPU, {torch.get_num_threads()} threads",
+            "cuda": lambda: torch.cuda.get_device_name(self.device),
+            "mps": lambda: "Apple GPU",
+        }[self.device.type]()
+        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        lines = [
+            f"text       {corpus.description}",
+            f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate; "
+            f"tokenizer {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}",
+            f"model      {self.parameters():,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
+            f"width {shape.n_embd}, context {shape.context_length}",
+            f"run        {length}; {self.tokens_per_step:,} tokens a step, {self.steps_per_epoch:,.1f} steps a pass",
+            f"device     {place}, {precision}; about {self.memory_estimate() / 1e9:.1f} GB of memory",
+            f"files      {', '.join(RUN_FILES)} in {self.out_dir.resolve()}",
+        ]
+        if self.state.step:
+            lines.append(f"resuming   after step {self.state.step:,}, {duration(self.state.seconds)} into the run")
+        return "\n".join(lines)
+
+    def parameters(self) -> int:
+        """Number of weights, the tied output layer counted once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    def memory_estimate(self) -> float:
+        """Bytes at the peak: weights, gradients, AdamW's averages; the head's gradient; activations; PyTorch itself."""
+        shape = self.shape
+        weights = 16 * self.parameters() + 8 * shape.vocab_size * shape.n_embd
+        floats_per_token = shape.n_embd * (18 * shape.n_layer + 4)
+        activations = self.config.batch_size * shape.context_length * floats_per_token * 4
+        return weights + activations + 5e8
+
+
+def check_length(corpus: Corpus, context_length: int) -> None:
+    """Raises UserError where the training text does not fill one window."""
+    if len(corpus.train) <= context_length:
+        raise UserError(
+            f"the text is too short: {len(corpus.train):,} tokens to train on (and {len(corpus.val):,} to validate), "
+            f"where --context_length {context_length} needs at least {context_length + 1:,}: give more text, or make "
+            "the context shorter"
+        )
+
+
+def open_folder(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
+    """Make `out_dir` ready for a run; returns its last.pt where the run is to be continued.
+
+    Raises UserError where it holds a run that neither --resume nor --overwrite was given for, cannot be written to, or
+    was started with settings that a resumed run must not change.
+    """
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make --out_dir {out_dir}: {error.strerror}") from error
+    if not os.access(out_dir, os.W_OK):
+        raise UserError(f"cannot write to --out_dir {out_dir}: permission denied")
+    if not config.resume:
+        there = [name for name in RUN_FILES if (out_dir / name).exists()]
+        if there and not config.overwrite:
+            raise UserError(
+                f"{out_dir.resolve()} already holds a run ({', '.join(there)}): "
+                "continue it with --resume, replace it with --overwrite, or choose another folder with --out_dir"
+            )
+        return None
+    if not (out_dir / LAST).exists():
+        raise UserError(f"nothing to resume: no {out_dir / LAST}; leave out --resume, or name the run's --out_dir")
+    saved = checkpoint.load(out_dir / LAST)
+    if saved.training is None:
+        raise UserError(f"{out_dir / LAST} is a model, but not a run that can be continued")
+    old, new = saved.training["config"], settings(config)
+    fixed = (
+        {"batch_size", "grad_accum", "optimizer", "seed"}
+        | flags(ModelConfig).keys()
+        | flags(DataConfig).keys() - {"cache_dir"}
+    )
+    changed = [name for name in sorted(fixed) if old.get(name) != new[name]]
+    if changed:
+        raise UserError(
+            *(f"--{name} was {old.get(name)} and cannot become {new[name]} in a resumed run" for name in changed),
+            "leave these flags out to continue, or start again with --overwrite",
+        )
+    return saved
+
+
+def stored_settings(out_dir: str) -> dict[str, Any]:
+    """The flags that the run in `out_dir` was started with; none where there is no run to resume."""
+    path = Path(out_dir) / LAST
+    training = checkpoint.load(path).training if path.exists() else None
+    return {} if training is None else {**training["config"], "out_dir": out_dir, "overwrite": False}
+
+
+@contextlib.contextmanager
+def signals() -> Iterator[list[int]]:
+    """A list that fills with SIGINT or SIGTERM, so that the step in hand is finished; a second one stops at once."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: object) -> None:
+        received.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    with contextlib.suppress(ValueError):  # outside the main thread signals are the caller's business
+        before |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def duration(seconds: float) -> str:
+    """`seconds` for people: 45 s, 12 min, 3 h 05 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,214 @@
+"""Documents -> token files: what is in them, how they are divided, and when they are made again."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slm.config import DataConfig
+from slm.data import corpus as module
+from slm.data.corpus import choose_validation, encode, prepare
+from slm.data.sources import END_OF_TEXT, Piece, Source, open_source
+from slm.data.stories import stories
+from slm.data.tokenizer import gpt2
+from slm.errors import UserError
+
+
+def source_of(*documents, fingerprint="f"):
+    """A source whose documents are lists of pieces."""
+    pieces = [
+        Piece(text, i + 1 == len(parts))
+        for parts in ([d] if isinstance(d, str) else d for d in documents)
+        for i, text in enumerate(parts)
+    ]
+    return Source("made up", fingerprint, None, lambda: iter(pieces))
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / "text.txt").write_text(END_OF_TEXT.join(stories(60)))
+    return DataConfig(dataset=str(tmp_path / "text.txt"), val_fraction=0.2, cache_dir=str(tmp_path / "cache"))
+
+
+def texts(tokens, tokenizer=None):
+    return (tokenizer or gpt2()).decode_bytes(tokens.ids.tolist())
+
+
+def documents(tokens, tokenizer=None):
+    tokenizer = tokenizer or gpt2()
+    ends = np.flatnonzero(tokens.ids == tokenizer.end_of_text)
+    return [tokenizer.decode(part[part != tokenizer.end_of_text]) for part in np.split(tokens.ids, ends + 1)][:-1]
+
+
+def test_each_document_is_closed_by_the_end_of_text(tmp_path):
+    tokens = encode(source_of("Hello world", "A cat"), gpt2(), str(tmp_path))
+    assert tokens.ids.tolist() == [15496, 995, 50256, 32, 3797, 50256]
+    assert tokens.ids.dtype == np.uint16
+    assert (tokens.documents, tokens.text_bytes) == (2, 16)
+
+
+def test_pieces_of_a_document_are_not_closed(tmp_path):
+    tokens = encode(source_of(["Hello", " world"], "A"), gpt2(), str(tmp_path))
+    assert tokens.ids.tolist() == [15496, 995, 50256, 32, 50256]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1), st.integers(1, 40))
+def test_block_size_changes_nothing(tmp_path_factory, parts, block):
+    source = source_of(*[part for part in parts if END_OF_TEXT not in part] or ["x"])
+    expected = encode(source, gpt2(), str(tmp_path_factory.mktemp("a"))).ids.tolist()
+    before = module.BLOCK_CHARACTERS
+    module.BLOCK_CHARACTERS = block
+    try:
+        assert encode(source, gpt2(), str(tmp_path_factory.mktemp("b"))).ids.tolist() == expected
+    finally:
+        module.BLOCK_CHARACTERS = before
+
+
+def test_a_long_file_gives_the_tokens_of_its_whole_text(tmp_path):
+    text = "\n\n".join(stories(300)) + "\n" + "x" * 70_000 + " the end"
+    (tmp_path / "long.txt").write_text(text)
+    source = open_source(str(tmp_path / "long.txt"))
+    assert len(list(source.pieces())) > 10
+    tokens = encode(source, gpt2(), str(tmp_path / "cache"))
+    assert texts(tokens) == text.encode()
+    stories_alone = "\n\n".join(stories(300))
+    head = gpt2().encode(stories_alone)[:-1]
+    assert tokens.ids[: len(head)].tolist() == head.tolist()
+
+
+def test_the_corpus_is_divided_by_document(config):
+    corpus = prepare(config, 50_257)
+    train, val = documents(corpus.train), documents(corpus.val)
+    assert sorted(train + val) == sorted(stories(60))
+    assert 4 <= len(val) <= 24  # of 60, at 0.2
+    assert (len(train), len(val)) == (corpus.train.documents, corpus.val.documents)
+
+
+def test_validation_does_not_move_when_documents_are_added(config, tmp_path):
+    before = set(documents(prepare(config, 50_257).val))
+    with (tmp_path / "text.txt").open("a") as file:
+        file.write(END_OF_TEXT + END_OF_TEXT.join(stories(60, seed=9)))
+    after = set(documents(prepare(config, 50_257).val))
+    assert before < after
+
+
+def test_about_the_asked_share_is_chosen():
+    source = source_of(*stories(4000))
+    for fraction in (0.02, 0.1, 0.5):
+        assert choose_validation(source, fraction).mean() == pytest.approx(fraction, rel=0.2)
+
+
+def test_a_document_in_several_pieces_is_chosen_whole():
+    several = [[f"{text} ", f"{text} again ", "end"] for text in stories(100)]
+    chosen = choose_validation(source_of(*several), 0.3).reshape(100, 3)
+    assert (chosen == chosen[:, :1]).all()
+    assert 0 < chosen[:, 0].sum() < 100
+
+
+def test_a_file_without_separators_is_divided_by_piece(tmp_path):
+    (tmp_path / "book.txt").write_text("\n\n".join(stories(400)))
+    corpus = prepare(DataConfig(dataset=str(tmp_path / "book.txt"), cache_dir=str(tmp_path / "c")), 50_257)
+    total = len(gpt2().encode("\n\n".join(stories(400))))
+    assert len(corpus.train) + len(corpus.val) == total + 1
+    assert 0 < len(corpus.val) < 0.2 * total
+
+
+def test_two_documents_are_enough():
+    assert sorted(choose_validation(source_of("one", "two"), 0.05)) == [False, True]
+
+
+def test_one_short_piece_keeps_its_end_for_validation(tmp_path):
+    (tmp_path / "t.txt").write_text("one two three four five six seven eight nine ten")
+    corpus = prepare(DataConfig(dataset=str(tmp_path / "t.txt"), cache_dir=str(tmp_path / "c")), 50_257)
+    assert texts(corpus.train) == b"one two three four five six seven eight nine"
+    assert texts(corpus.val) == b" ten"
+
+
+def test_a_validation_file_leaves_all_for_training(config, tmp_path):
+    (tmp_path / "val.txt").write_text("A story of its own.")
+    corpus = prepare(dataclasses.replace(config, val_dataset=str(tmp_path / "val.txt")), 50_257)
+    assert corpus.train.documents == 60
+    assert documents(corpus.val) == ["A story of its own."]
+
+
+def test_the_vocabulary_is_cut_to_the_training_part(config, tmp_path):
+    corpus = prepare(config, 1000)
+    assert corpus.tokenizer.vocab_size == 1000
+    assert sorted(documents(corpus.train, corpus.tokenizer) + documents(corpus.val, corpus.tokenizer)) == sorted(
+        stories(60)
+    )
+    ids = np.concatenate([gpt2().encode(text) for text in documents(corpus.train, corpus.tokenizer)])
+    common = np.bincount(ids).argmax()
+    assert common in corpus.tokenizer.gpt2_ids
+
+
+def test_bpe_is_trained_on_the_training_part(config):
+    pytest.importorskip("tokenizers")
+    corpus = prepare(dataclasses.replace(config, tokenizer="bpe"), 500)
+    assert corpus.tokenizer.vocab_size == 500
+    assert sorted(documents(corpus.train, corpus.tokenizer) + documents(corpus.val, corpus.tokenizer)) == sorted(
+        stories(60)
+    )
+
+
+def test_bytes_are_those_of_the_text(config):
+    corpus = prepare(config, 400)
+    assert corpus.val.text_bytes == sum(len(text.encode()) for text in documents(corpus.val, corpus.tokenizer))
+
+
+class TestCache:
+    def test_a_second_run_reads_no_text(self, config, monkeypatch):
+        first = prepare(config, 500)
+        monkeypatch.setattr(module, "_encode_all", lambda *_: pytest.fail("tokenised again"))
+        monkeypatch.setattr(module, "choose_validation", lambda *_: pytest.fail("read again"))
+        again = prepare(config, 500)
+        np.testing.assert_array_equal(first.train.ids, again.train.ids)
+        assert again.fingerprint == first.fingerprint
+        assert again.tokenizer.tokens == first.tokenizer.tokens
+
+    def test_a_changed_file_of_the_same_size_is_seen(self, config, tmp_path):
+        first = prepare(config, 50_257)
+        path = tmp_path / "text.txt"
+        path.write_text(path.read_text().replace("Once", "0nce"))
+        assert prepare(config, 50_257).fingerprint != first.fingerprint
+
+    @pytest.mark.parametrize("change", [{"val_fraction": 0.3}, {"tokenizer": "bpe"}, {"errors": "replace"}])
+    def test_other_settings_make_other_files(self, config, change):
+        pytest.importorskip("tokenizers")
+        assert prepare(config, 500).fingerprint != prepare(dataclasses.replace(config, **change), 500).fingerprint
+
+    def test_a_run_that_dies_leaves_nothing_to_be_used(self, config, tmp_path, monkeypatch):
+        def dies(*arguments):
+            yield 0, np.arange(5, dtype=np.uint32)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_encode_all", dies)
+            with pytest.raises(KeyboardInterrupt):
+                prepare(config, 50_257)
+        assert list((tmp_path / "cache").iterdir()) == []
+        assert prepare(config, 50_257).train.documents > 30
+
+    def test_a_file_cut_short_is_refused(self, config, tmp_path):
+        prepare(config, 50_257)
+        (file,) = (tmp_path / "cache").glob("*/train.bin")
+        file.write_bytes(file.read_bytes()[:-2])
+        with pytest.raises(UserError, match="damaged: delete that folder"):
+            prepare(config, 50_257)
+
+    def test_a_cache_that_cannot_be_written_is_named(self, config, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(UserError, match=r"cannot write token files in .*--cache_dir"):
+            prepare(dataclasses.replace(config, cache_dir=str(tmp_path / "file" / "cache")), 50_257)
+
+    def test_what_lies_there_is_plain(self, config, tmp_path):
+        prepare(config, 500)
+        (folder,) = (tmp_path / "cache").iterdir()
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "tokenizer.npz", "train.bin", "train.json", "val.bin", "val.json",
+        ]  # fmt: skip
+        assert json.loads((folder / "train.json").read_text()).keys() == {"tokens", "documents", "text_bytes", "dtype"}

@@ -1,0 +1,176 @@
+"""The built-in stories: always the same, all different, and told in sound English."""
+
+import random
+import re
+import time
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.data.stories import GIRL, NAMES, PLOTS, _tell, stories, story
+
+PRONOUNS = {"he": "boy", "him": "boy", "his": "boy", "himself": "boy", "she": "girl", "her": "girl", "herself": "girl"}
+AN_BEFORE_CONSONANTS = {"hour", "honest", "honor", "heir", "herb"}
+A_BEFORE_VOWELS = {"unicorn", "ukulele", "uniform", "unique", "unicycle", "useful", "used", "usual", "one", "European"}
+FAMILY = {"Mom", "Dad", "Grandma", "Grandpa"}
+CAPITALIZED = {
+    *(name for names in NAMES.values() for name in names),
+    *FAMILY,
+    *("Aunt", "Susan", "Uncle", "George", "Miss", "Wendy", "Farmer", "Joe"),
+    *("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday", "French"),
+}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return list(stories(10_000))
+
+
+@pytest.fixture(scope="module")
+def casts():
+    """Stories, each with its cast."""
+    return [_tell(3, index) for index in range(4_000)]
+
+
+def test_a_story_is_the_same_everywhere_and_always():
+    assert story(0, 0) == (
+        "Once upon a time, there was a little girl named Mia who loved giraffes. One day, Mia had a jar full "
+        "of figs. Then Mia met her friend Sam, who had no lunch. Mia wanted all the figs and hid the jar.\n"
+        '"My lunch fell into the mud," said Sam. So Mia felt bad. "Please take some of my figs," said Mia. '
+        "Mia learned that food tastes better when you share it."
+    )
+    assert story(7, 123) == (
+        "Once upon a time, there was a merry little goat named Penny. One autumn afternoon, Penny had a pail "
+        "full of cherries. Soon a quiet frog named Bruno sat down with nothing to eat. Penny looked away and "
+        "kept the cherries.\n"
+        '"My lunch fell into the mud," said Bruno. So Penny felt bad. "Please take some of my cherries," '
+        "said Penny. Bruno gave Penny a hug, and Penny was grateful."
+    )
+
+
+def test_a_story_needs_neither_the_stories_before_it_nor_the_global_random_numbers(corpus):
+    random.seed(1)
+    state = random.getstate()
+    assert story(0, 9_999) == corpus[9_999]
+    assert random.getstate() == state
+
+
+def test_stories_come_lazily_and_in_order():
+    assert list(islice(stories(10**12, seed=5), 3)) == [story(5, 0), story(5, 1), story(5, 2)]
+    assert list(stories(0)) == []
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_no_two_stories_of_ten_thousand_are_alike(seed):
+    assert len(set(stories(10_000, seed))) == 10_000
+
+
+def test_another_seed_tells_other_stories(corpus):
+    assert not set(corpus) & set(stories(10_000, seed=1))
+    assert not set(corpus) & set(stories(1_000, seed=-1))
+
+
+def test_the_stories_are_rich_in_words(corpus):
+    assert len(set(re.findall("[a-z]+", " ".join(corpus).lower()))) >= 1_500
+
+
+def test_there_are_many_plots_each_with_several_ways_to_tell_a_step():
+    assert len(PLOTS) >= 14
+    assert all(len(plot.steps) == 6 for plot in PLOTS.values())
+    assert min(len(set(step)) for plot in PLOTS.values() for step in plot.steps) >= 3
+
+
+def test_an_opening_repeats_no_adjective(corpus):
+    for text in corpus:
+        words = re.findall("[a-z]{4,}", text.partition(".")[0])
+        assert len(set(words)) == len(words), text
+
+
+def test_a_third_or_more_begin_once_upon_a_time_and_the_others_in_several_ways(corpus):
+    beginnings = [" ".join(text.split()[:2]) for text in corpus]
+    assert len(corpus) / 3 <= beginnings.count("Once upon") <= len(corpus) * 2 / 3
+    assert {"There was", "One day,", "One sunny", "In a"} <= set(beginnings)
+
+
+def test_a_story_has_two_paragraphs_of_middling_length(corpus):
+    for text in corpus[:2_000]:
+        assert 40 <= len(text.split()) <= 120
+        assert len(text.split("\n")) == 2
+
+
+@given(seed=st.integers(), index=st.integers(min_value=0, max_value=2**40 - 1))
+def test_the_spelling_is_sound(seed, index):
+    check_spelling(story(seed, index))
+
+
+def test_the_spelling_is_sound_in_a_whole_corpus(corpus):
+    for text in corpus:
+        check_spelling(text)
+
+
+def check_spelling(text):
+    assert re.fullmatch(r"""[A-Z][A-Za-z ,.!?"'\n-]*[.!"]""", text), text  # plain ASCII without slots or <|endoftext|>
+    assert not re.search(r"\s\s|\s[,.!?]|[,.!?]{2}|^\s|\s$", text), text
+    for paragraph in text.split("\n"):
+        outside, inside = paragraph.split('"')[::2], paragraph.split('"')[1::2]
+        assert len(outside) == len(inside) + 1, text
+        assert all(re.fullmatch(r"[A-Z].*[,.!?]", quotation) for quotation in inside), text
+        for sentence in re.split(r"(?<=[.!?]) (?=[^ ])", " ".join(outside)):
+            words = re.findall(r"[A-Za-z']+", sentence)
+            assert all(w in CAPITALIZED for word in words[1:] if (w := word.removesuffix("'s"))[0].isupper()), text
+    for article, word in re.findall(r"\b([Aa]n?) (\w+)", text):
+        vowel = word in AN_BEFORE_CONSONANTS or (word[0] in "aeiou" and word not in A_BEFORE_VOWELS)
+        assert article.lower() == ("an" if vowel else "a"), text
+
+
+def test_sentences_begin_with_capitals(corpus):
+    for text in corpus:
+        assert not re.search(r"""[.!]"? "?[a-z]""", re.sub(r'!" (said|cried|called|whispered) ', "", text)), text
+
+
+def test_a_name_always_follows_a_space(corpus):
+    names = "|".join(name for names in NAMES.values() for name in names)
+    for text in corpus:
+        assert not re.search(rf"(?<! )\b({names})\b", text), text
+
+
+def test_the_characters_of_a_story_have_different_names(casts):
+    for text, cast in casts:
+        assert cast.hero != cast.friend
+        assert cast.hero in text
+        assert re.search(rf"\b{cast.friend.split()[-1]}\b", text, re.IGNORECASE)
+
+
+def test_both_genders_meet_both_genders(casts):
+    pairs = {(cast.hero_gender, cast.friend_gender) for _, cast in casts}
+    assert pairs == {("girl", "girl"), ("girl", "boy"), ("boy", "girl"), ("boy", "boy")}
+
+
+def test_a_story_among_girls_has_no_word_for_boys_and_the_other_way_round(casts):
+    of_boys, of_girls = {"he", "him", "his", "himself", "boy"}, {"she", "her", "hers", "herself", "girl"}
+    for text, cast in casts:
+        if cast.hero_gender == cast.friend_gender:
+            assert not set(re.findall(r"\w+", text.lower())) & (of_boys if cast.hero_gender == GIRL else of_girls), text
+
+
+def test_a_pronoun_means_the_hero_who_was_named_last(casts):
+    pronouns = 0
+    for text, cast in casts:
+        friend = {cast.friend.split()[-1]} | ({cast.friend.lower()} if cast.friend in FAMILY else set())
+        named_last = None
+        for word in re.findall(r"\w+", text):
+            if word == cast.hero or word in friend:
+                named_last = word
+            elif gender := PRONOUNS.get(word.lower()):
+                assert (named_last, gender) == (cast.hero, cast.hero_gender), text
+                pronouns += 1
+    assert pronouns > len(casts) / 2
+
+
+def test_ten_thousand_stories_take_at_most_two_and_a_half_seconds():
+    start = time.process_time()
+    for _ in stories(2_000):
+        pass
+    assert time.process_time() - start < 0.5

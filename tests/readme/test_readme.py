@@ -1,0 +1,101 @@
+"""The README keeps its word: its commands run to the letter, its flags and figures are the program's."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from slm.cli import COMMANDS
+from slm.config import PRESETS, flags
+from slm.data.stories import stories
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def commands():
+    """The lines of the README's shell blocks."""
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A copy of the commands beside two small texts of the README's names."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("train.py", "generate.py", "evaluate.py"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "slm").symlink_to(ROOT / "slm")
+    (folder / "path" / "to").mkdir(parents=True)
+    (folder / "path" / "to" / "dataset.txt").write_text("<|endoftext|>".join(stories(16)))
+    (folder / "path" / "to" / "other.txt").write_text("<|endoftext|>".join(stories(4, seed=2)))
+    return folder
+
+
+def run(folder, line):
+    arguments = shlex.split(line)
+    assert arguments[0] == "python"
+    done = subprocess.run([sys.executable, *arguments[1:]], cwd=folder, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_three_documented_commands_stand_in_the_readme():
+    assert [line for line in commands() if line.startswith("python ")] == [
+        "python train.py --dataset path/to/dataset.txt --epochs 10 --batch_size 32",
+        'python generate.py --model_path best_model.pt --prompt "Once upon a time" --max_length 100',
+        "python evaluate.py --model_path best_model.pt --dataset path/to/other.txt",
+    ]
+
+
+@pytest.mark.slow
+def test_the_documented_commands_work_to_the_letter(folder):
+    train, generate, evaluate = (line for line in commands() if line.startswith("python "))
+    said = run(folder, train)
+    assert "29,995,392 parameters" in said
+    assert {"best_model.pt", "last.pt", "metrics.csv", "training.png"} <= {path.name for path in folder.iterdir()}
+    last = said.strip().splitlines()[-1]
+    assert last == f"next       {generate}"
+    assert run(folder, generate).startswith("Once upon a time")
+    assert re.search(r"loss \d.*perplexity.*token accuracy.*bits per byte", run(folder, evaluate))
+
+
+def test_every_flag_the_readme_names_exists():
+    known = {name for config, _ in COMMANDS.values() for name in flags(config)} | {"help"}
+    assert set(re.findall(r"--(\w+)", README.split("## Development")[0])) <= known
+
+
+def test_the_table_of_flags_gives_the_defaults():
+    table = re.findall(r"^\| `--(\w+)` \| ([^|]*) \|", README, re.MULTILINE)
+    defaults = {
+        name: default for config, _ in reversed(COMMANDS.values()) for name, (_, _, default) in flags(config).items()
+    }
+    assert len(table) >= 15
+    for name, shown in table:
+        value = {None: "", False: "off", True: "on"}.get(defaults[name], defaults[name])
+        assert shown.strip("` ").split(":")[0] == str(value).replace("50257", "50,257"), name
+
+
+def test_the_table_of_presets_is_that_of_the_code():
+    rows = re.findall(r"^\| `([\w-]+)`(?: \(default\))? \| (.*) \|$", README, re.MULTILINE)
+    table = {
+        name: [int(cell.replace(",", "")) for cell in cells.split(" | ")] for name, cells in rows if name in PRESETS
+    }
+    assert table.keys() == PRESETS.keys()
+    from slm.config import ModelConfig, build
+    from tests.model.test_gpt import parameters
+
+    for name, cells in table.items():
+        shape = build(ModelConfig, PRESETS[name])
+        assert cells == [
+            shape.n_layer, shape.n_head, shape.n_embd, shape.context_length, shape.vocab_size, parameters(shape),
+        ]  # fmt: skip
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert "://" in target or (ROOT / target).exists(), target

@@ -1,0 +1,167 @@
+"""Flags: types, defaults, presets, and every bad one named at once."""
+
+import subprocess
+import sys
+
+import pytest
+
+from slm.cli import COMMANDS, main, read_flags
+from slm.config import PRESETS, ModelConfig, TrainConfig, flags
+from slm.errors import UserError
+
+
+def problems(*arguments, command="train"):
+    with pytest.raises(UserError) as error:
+        read_flags(command, arguments)
+    return list(error.value.problems)
+
+
+def test_without_flags_the_defaults_hold():
+    assert read_flags("train", []) == TrainConfig()
+    assert TrainConfig().model == ModelConfig(50_257, 128, 6, 6, 384)
+
+
+def test_values_are_read_by_their_type():
+    config = read_flags(
+        "train",
+        [
+            "--n_layer",
+            "2",
+            "--learning_rate",
+            "1e-4",
+            "--bias",
+            "false",
+            "--overwrite",
+            "--max_steps",
+            "none",
+            "--dataset=a.txt",
+        ],
+    )
+    assert config.model.n_layer == 2
+    assert config.learning_rate == 0.0001
+    assert config.model.bias is False
+    assert config.overwrite is True
+    assert config.max_steps is None
+    assert config.data.dataset == "a.txt"
+
+
+def test_explicit_flags_win_over_the_preset_in_any_order():
+    config = read_flags("train", ["--n_head", "8", "--preset", "gpt2"])
+    assert (config.model.n_layer, config.model.n_head, config.model.n_embd) == (12, 8, 768)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_name_real_flags_and_are_sound(preset):
+    assert PRESETS[preset].keys() <= flags(TrainConfig).keys()
+    read_flags("train", ["--preset", preset])
+
+
+def test_all_bad_flags_are_reported_together():
+    found = problems(
+        "--n_hed", "4", "--epochs", "many", "--attention", "fast", "--seed", "--n_head", "5", "--dropout", "1"
+    )
+    assert found == [
+        "no flag --n_hed: did you mean --n_head?",
+        "--attention must be flash|math, not 'fast'",
+        "--epochs must be NUMBER, not 'many'",
+        "--seed needs a value",
+        "--n_embd 384 is not divisible by --n_head 5: try --n_embd 385",
+        "--dropout must be from 0 to under 1, not 1.0",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("--batch_size 0", "--batch_size must be at least 1, not 0"),
+        ("--n_layer -1", "--n_layer must be at least 1, not -1"),
+        ("--vocab_size 256", "at least 257"),
+        ("--vocab_size 60000", "above GPT-2's 50,257"),
+        ("--val_fraction 1", "--val_fraction must be between 0 and 1"),
+        ("--epochs nan", "--epochs must be above 0, not nan"),
+        ("--learning_rate 0", "--learning_rate must be above 0"),
+        ("--max_minutes inf", "--max_minutes must be above 0, not inf"),
+        ("--grad_clip -1", "--grad_clip must be 0 or more"),
+        ("--beta2 1", "--beta2 must be from 0 to under 1"),
+        ("--learning_rate 1e-4 --min_lr 1e-3", "--min_lr 0.001 is above --learning_rate 0.0001"),
+        ("--seed -1", "--seed must be from 0"),
+        ("--max_steps 5 --max_minutes 5", "exclude each other"),
+        ("--resume --overwrite", "exclude each other"),
+        ("--preset huge", "--preset must be one of tiny, small, gpt2, gpt2-medium, not 'huge'"),
+        ("--batch_size 1.5", "--batch_size must be INTEGER, not '1.5'"),
+        ("--bias perhaps", "--bias must be true|false"),
+        ("stray", "unexpected argument 'stray'"),
+        ("--zzz", "no flag --zzz; --help lists all"),
+    ],
+)
+def test_each_bad_value_has_one_line(arguments, part):
+    (problem,) = problems(*arguments.split())
+    assert part in problem
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("--max_length 0", "--max_length"),
+        ("--num_samples 0", "--num_samples"),
+        ("--temperature -1", "--temperature"),
+        ("--top_k -1", "--top_k"),
+        ("--top_p 0", "--top_p"),
+        ("--top_p 1.1", "--top_p"),
+        ("--seed -1", "--seed"),
+    ],
+)
+def test_bad_sampling_flags(arguments, part):
+    (problem,) = problems(*arguments.split(), command="generate")
+    assert part in problem
+
+
+def test_messages_go_to_stderr_and_the_exit_code_is_2(capsys):
+    assert main(["train", "--batch_size", "0", "--n_layer", "0"]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "error: --n_layer must be at least 1, not 0",
+        "error: --batch_size must be at least 1, not 0",
+    ]
+    assert main(["tarin"]) == 2
+    assert "no command 'tarin'" in capsys.readouterr().err
+
+
+def test_help_lists_every_flag_with_meaning_and_default(capsys):
+    for command, (config_class, _) in COMMANDS.items():
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        for name, (_, meaning, default) in flags(config_class).items():
+            assert f"--{name} " in text
+            assert " ".join(meaning.split()) in text
+            assert (
+                "default:" in meaning
+                or f"(default: {str(default).lower() if isinstance(default, bool) else default})" in text
+            )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_loads_no_framework(command):
+    """The time itself is the benchmark's business; what makes it short is tested here."""
+    code = (
+        "import sys\nfrom slm.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'tiktoken', 'datasets', 'matplotlib') if name in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code, command, "--help"], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_missing_package_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [
+        name for name in sys.modules if name.startswith("slm.") and name not in ("slm.cli", "slm.config", "slm.errors")
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    assert main(["train"]) == 2
+    error = capsys.readouterr().err
+    assert error == "error: the Python package 'torch' is not installed: python -m pip install -r requirements.txt\n"
+
+
+def test_the_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("slm ")

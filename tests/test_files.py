@@ -1,0 +1,55 @@
+"""Files appear whole or not at all."""
+
+import pytest
+
+from slm.errors import UserError
+from slm.files import replacing
+
+
+def test_the_new_content_takes_the_old_ones_place(tmp_path):
+    (tmp_path / "a").write_text("old")
+    with replacing(tmp_path / "a", "w") as file:
+        file.write("new")
+        file.flush()
+        assert (tmp_path / "a").read_text() == "old"
+    assert (tmp_path / "a").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_failure_inside_leaves_the_old_file_alone(tmp_path):
+    (tmp_path / "a").write_text("old")
+
+    def half():
+        with replacing(tmp_path / "a", "w") as file:
+            file.write("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        half()
+    assert (tmp_path / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_full_disk_is_said_and_what_was_there_stays(tmp_path):
+    (tmp_path / "a").write_text("old")
+
+    def full():
+        with replacing(tmp_path / "a") as file:
+            file.write(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot write .*a: No space left on device; what was there stays"):
+        full()
+    assert (tmp_path / "a").read_text() == "old"
+
+
+def test_a_missing_folder_is_said(tmp_path):
+    with pytest.raises(UserError, match="cannot write"), replacing(tmp_path / "no" / "a"):
+        pass
+
+
+def test_the_mode_is_that_of_an_ordinary_file(tmp_path):
+    with replacing(tmp_path / "a"):
+        pass
+    (tmp_path / "b").touch()
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -1,0 +1,85 @@
+"""Measures of a model on a text."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from slm.cli import main
+from slm.config import ModelConfig
+from slm.data.corpus import Tokens
+from slm.data.tokenizer import Tokenizer, gpt2
+from slm.model import checkpoint
+from slm.model.checkpoint import Checkpoint
+from slm.model.gpt import GPT
+from slm.training.evaluation import evaluate
+
+BYTES = Tokenizer("bytes", [bytes([byte]) for byte in range(256)])
+SHAPE = ModelConfig(vocab_size=257, context_length=16, n_layer=1, n_head=1, n_embd=8)
+
+
+def even_model(shape=SHAPE):
+    """All weights zero: every token is equally likely, and id 0 is the guess."""
+    model = GPT(shape)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    return model
+
+
+def tokens_of(text):
+    ids = BYTES.encode(text)
+    return Tokens(ids.astype(np.uint16), 1, len(text))
+
+
+def measure(model, text, **options):
+    return evaluate(model, tokens_of(text), BYTES, **{"batch_size": 3, "dtype": torch.float32, **options})
+
+
+def test_an_even_model_has_the_loss_of_guessing():
+    measured = measure(even_model(), "a" * 100)
+    assert measured.tokens == 99
+    assert measured.loss == pytest.approx(math.log(257), rel=1e-6)
+    assert measured.perplexity == pytest.approx(257, rel=1e-5)
+    assert measured.bits_per_byte == pytest.approx(math.log2(257), rel=1e-6)
+    assert measured.accuracy == 0
+
+
+def test_the_end_of_text_costs_bits_and_has_no_bytes():
+    measured = measure(even_model(), "ab<|endoftext|>")
+    assert measured.tokens == 2
+    assert measured.bits_per_byte == pytest.approx(2 * math.log2(257), rel=1e-6)
+
+
+def test_accuracy_counts_the_likeliest():
+    assert measure(even_model(), "x\0\0y\0").accuracy == 3 / 4
+
+
+def test_batches_do_not_matter_and_the_mode_is_kept():
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(vocab_size=257, context_length=16, n_layer=1, n_head=1, n_embd=8, dropout=0.5)).train()
+    text = "The quick brown fox jumps over the lazy dog, again and again and again."
+    one, other = measure(model, text, batch_size=1), measure(model, text, batch_size=100)
+    assert one.loss == pytest.approx(other.loss, rel=1e-6)
+    assert one.tokens == other.tokens == len(text) - 1
+    assert model.training
+
+
+def test_the_command_measures_a_file(tmp_path, capsys):
+    shape = ModelConfig(context_length=16, n_layer=1, n_head=1, n_embd=4)
+    checkpoint.save(tmp_path / "m.pt", Checkpoint(shape, even_model(shape).state_dict(), gpt2(), {}))
+    (tmp_path / "t.txt").write_text("Hello world<|endoftext|>Hello")
+    arguments = ["evaluate", "--model_path", str(tmp_path / "m.pt"), "--cache_dir", str(tmp_path / "c")]
+    assert main([*arguments, "--dataset", str(tmp_path / "t.txt"), "--precision", "fp32"]) == 0
+    said = capsys.readouterr().out
+    assert "5 tokens, 2 documents" in said
+    assert "loss 10.8249, perplexity 50,257.0" in said
+    assert "over 4 tokens" in said
+
+
+def test_a_text_without_two_tokens_is_refused(tmp_path, capsys):
+    shape = ModelConfig(context_length=16, n_layer=1, n_head=1, n_embd=4)
+    checkpoint.save(tmp_path / "m.pt", Checkpoint(shape, even_model(shape).state_dict(), gpt2(), {}))
+    (tmp_path / "t.txt").write_text("  ")
+    assert main(["evaluate", "--model_path", str(tmp_path / "m.pt"), "--dataset", str(tmp_path / "t.txt")]) == 2
+    assert "no text in" in capsys.readouterr().err

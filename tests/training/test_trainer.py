@@ -1,0 +1,368 @@
+"""A whole run on a toy: what it learns, leaves, refuses and survives."""
+
+import csv
+import dataclasses
+import math
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from slm.cli import main as command
+from slm.cli import read_flags
+from slm.config import DataConfig, ModelConfig, TrainConfig
+from slm.data.corpus import prepare
+from slm.data.stories import stories
+from slm.errors import UserError
+from slm.model import checkpoint
+from slm.training import trainer
+from slm.training.trainer import RUN_FILES, Run, duration, main
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "stories.txt"
+    path.write_text("<|endoftext|>".join(stories(80)))
+    return path
+
+
+@pytest.fixture
+def config(text, tmp_path):
+    """4 windows of 16 tokens a step, 8 steps; fp32 on the CPU."""
+    return TrainConfig(
+        data=DataConfig(dataset=str(text), cache_dir=str(text.parent / "cache"), val_fraction=0.1),
+        model=ModelConfig(vocab_size=400, context_length=16, n_layer=2, n_head=2, n_embd=16),
+        batch_size=4, max_steps=8, precision="fp32", device="cpu", out_dir=str(tmp_path / "run"), eval_batches=2,
+    )  # fmt: skip
+
+
+def change(config, **changes):
+    model = dataclasses.replace(config.model, **{k: changes.pop(k) for k in list(changes) if hasattr(config.model, k)})
+    return dataclasses.replace(config, model=model, **changes)
+
+
+def rows(config):
+    with (Path(config.out_dir) / "metrics.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def load(config, name="best_model.pt"):
+    return checkpoint.load(Path(config.out_dir) / name)
+
+
+def final_weights(config):
+    assert main(config) == 0
+    return load(config, "last.pt").weights
+
+
+def new_run(config):
+    trainer.open_folder(config, Path(config.out_dir))
+    return Run(config, prepare(config.data, config.model.vocab_size), CPU, torch.float32)
+
+
+def test_a_run_learns_and_leaves_its_four_files(config, capsys):
+    config = change(config, max_steps=60, learning_rate=0.02)
+    assert main(config) == 0
+    assert {path.name for path in Path(config.out_dir).iterdir()} == set(RUN_FILES)
+    first, last = rows(config)[0], rows(config)[-1]
+    assert first["val_loss"] == pytest.approx(math.log(400), abs=0.1)
+    assert last["val_loss"] < first["val_loss"] - 1
+    assert last["step"] == 60
+    assert last["val_perplexity"] == pytest.approx(math.exp(last["val_loss"]), rel=1e-4)
+    said = capsys.readouterr().out
+    for part in (
+        "60 steps",
+        "64 tokens a step",
+        "vocabulary of 400",
+        "fp32",
+        "GB of memory",
+        "generate.py --model_path",
+    ):
+        assert part in said
+
+
+def test_metrics_have_a_row_for_each_evaluation(config):
+    main(change(config, eval_every=3))
+    assert [row["step"] for row in rows(config)] == [0, 3, 6, 8]
+    assert set(rows(config)[0]) == {
+        "step", "epoch", "seconds", "learning_rate", "gradient_norm", "tokens_per_second",
+        "train_loss", "train_perplexity", "train_accuracy", "train_bits_per_byte",
+        "val_loss", "val_perplexity", "val_accuracy", "val_bits_per_byte",
+    }  # fmt: skip
+
+
+def test_the_picture_is_a_png_of_a_good_size(config):
+    main(config)
+    content = (Path(config.out_dir) / "training.png").read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
+    assert width >= 1000
+    assert height >= 600
+
+
+def test_best_model_is_the_best_by_validation_not_the_last(config, monkeypatch):
+    """With an absurd rate after a good start, the last model is worse than the best."""
+    rates = iter([0.02] * 6 + [0.5] * 6)
+    monkeypatch.setattr(trainer, "learning_rate", lambda *_, **__: next(rates))
+    main(change(config, max_steps=12, eval_every=2))
+    best = min(rows(config), key=lambda row: row["val_loss"])
+    assert 0 < best["step"] < 12
+    loaded = load(config)
+    assert loaded.facts["step"] == best["step"]
+    tokens = prepare(config.data, 400)
+    measured = trainer.evaluate(loaded.model(), tokens.val, tokens.tokenizer, batch_size=4, dtype=torch.float32)
+    assert loaded.facts["val"]["loss"] == pytest.approx(measured.loss, rel=1e-5)
+    assert measured.tokens == len(tokens.val) - 1
+    assert measured.loss < rows(config)[-1]["val_loss"]
+
+
+def test_patience_stops_a_run_that_gets_no_better(config, monkeypatch, capsys):
+    monkeypatch.setattr(trainer, "learning_rate", lambda *_, **__: 0.0)
+    main(change(config, max_steps=50, eval_every=1, patience=3))
+    assert rows(config)[-1]["step"] == 3
+    said = capsys.readouterr()
+    assert "stopped early: 3 evaluations" in said.out + said.err
+
+
+def test_accumulated_gradients_equal_the_large_batch(config, tmp_path):
+    large = change(config, batch_size=8, out_dir=str(tmp_path / "a"), learning_rate=0.01)
+    small = change(config, batch_size=2, grad_accum=4, out_dir=str(tmp_path / "b"), learning_rate=0.01)
+    one, other = new_run(large), new_run(small)
+    gradients = []
+    for run in (one, other):
+        run.loss = run.model.loss
+        kept = {}
+
+        def note(*arguments, kept=kept, run=run, **keywords):
+            kept.update({name: p.grad.clone() for name, p in run.model.named_parameters()})
+            return torch.zeros(())
+
+        (optimizer,) = run.optimizers
+        optimizer.step = note
+        run.time_limit = None
+        run._step(8, trainer.tqdm(disable=True))
+        gradients.append(kept)
+        assert run.loss_sum.item() == pytest.approx(one.loss_sum.item(), rel=1e-6)
+    assert gradients[0].keys() == gradients[1].keys() != set()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_gradients_are_clipped_and_the_norm_reported(config):
+    run = new_run(change(config, grad_clip=0.001))
+    run.loss, run.time_limit = run.model.loss, None
+    seen = []
+    (optimizer,) = run.optimizers
+    optimizer.step = lambda: seen.append(torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm().item())
+    run._step(8, trainer.tqdm(disable=True))
+    assert seen == [pytest.approx(0.001, rel=1e-3)]
+    assert run.gradient_norm > 0.1
+
+
+def test_only_matrices_decay(config):
+    run = new_run(config)
+    (optimizer,) = run.optimizers
+    decayed, free = optimizer.param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert {p.dim() for p in decayed["params"]} == {2}
+    assert {p.dim() for p in free["params"]} == {1}
+    assert len(decayed["params"]) + len(free["params"]) == len(list(run.model.parameters()))
+
+
+def test_muon_takes_the_matrices_of_the_blocks(config):
+    adamw, muon = new_run(change(config, optimizer="muon")).optimizers
+    (group,) = muon.param_groups
+    assert sorted(tuple(p.shape) for p in group["params"]) == 2 * [(16, 16)] + 2 * [(16, 64)] + 2 * [(48, 16)] + 2 * [
+        (64, 16)
+    ]
+    assert [tuple(p.shape) for p in adamw.param_groups[0]["params"]] == [(400, 16), (16, 16)]
+
+
+def test_muon_learns(config):
+    main(change(config, max_steps=60, learning_rate=0.02, optimizer="muon"))
+    assert rows(config)[-1]["val_loss"] < math.log(400) - 1
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"dropout": 0.2}, {"grad_accum": 2, "schedule": "cosine"}, {"optimizer": "muon", "schedule": "wsd"}]
+)
+def test_stopped_and_resumed_equals_undisturbed(config, tmp_path, changes, monkeypatch, capsys):
+    config = change(
+        config, max_steps=50, eval_every=10, **changes
+    )  # an epoch has some 80 steps, of grad_accum 2 some 40
+    undisturbed = final_weights(change(config, out_dir=str(tmp_path / "undisturbed")))
+    step = Run._step
+
+    def interrupted(self, *arguments):
+        step(self, *arguments)
+        if self.state.step == 23:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_step", interrupted)
+        assert main(config) == 128 + signal.SIGINT
+    assert "after step 23; to go on: python train.py --resume --out_dir" in capsys.readouterr().out
+    resumed = final_weights(dataclasses.replace(config, resume=True))
+    for name, weight in undisturbed.items():
+        assert torch.equal(weight, resumed[name]), name
+    timeless = [
+        [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows(each)]
+        for each in (config, change(config, out_dir=str(tmp_path / "undisturbed")))
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_resume_alone_continues_with_the_flags_of_the_run(config, monkeypatch):
+    main(config)
+    resumed = read_flags("train", ["--resume", "--out_dir", config.out_dir, "--max_steps", "12"])
+    assert resumed == dataclasses.replace(config, resume=True, max_steps=12)
+    assert command(["train", "--resume", "--out_dir", config.out_dir, "--max_steps", "12"]) == 0
+    assert rows(config)[-1]["step"] == 12
+
+
+def test_what_must_not_change_on_resume_is_refused_by_name(config):
+    main(config)
+    with pytest.raises(UserError) as error:
+        main(change(config, resume=True, batch_size=8, n_layer=3))
+    assert "--batch_size was 4 and cannot become 8 in a resumed run" in error.value.problems
+    assert "--n_layer was 2 and cannot become 3 in a resumed run" in error.value.problems
+
+
+def test_a_changed_text_is_refused_on_resume(config, tmp_path):
+    path = tmp_path / "own.txt"
+    path.write_text("<|endoftext|>".join(stories(80)))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, dataset=str(path)))
+    main(config)
+    path.write_text("<|endoftext|>".join(stories(81)))
+    with pytest.raises(UserError, match="the text has changed"):
+        main(dataclasses.replace(config, resume=True))
+
+
+def test_nothing_to_resume(config):
+    with pytest.raises(UserError, match="nothing to resume"):
+        main(dataclasses.replace(config, resume=True))
+
+
+def test_a_run_is_never_overwritten_unasked(config):
+    main(config)
+    before = {name: (Path(config.out_dir) / name).read_bytes() for name in RUN_FILES}
+    with pytest.raises(UserError, match=r"already holds a run .*--resume.*--overwrite.*--out_dir"):
+        main(config)
+    assert before == {name: (Path(config.out_dir) / name).read_bytes() for name in RUN_FILES}
+    assert main(change(config, overwrite=True, max_steps=3)) == 0
+    assert rows(config)[-1]["step"] == 3
+
+
+def test_a_bad_text_costs_an_old_run_nothing(config, tmp_path):
+    main(config)
+    (tmp_path / "short.txt").write_text("Too short.")
+    data = dataclasses.replace(config.data, dataset=str(tmp_path / "short.txt"))
+    with pytest.raises(UserError, match="too short"):
+        main(change(config, overwrite=True, data=data))
+    assert (Path(config.out_dir) / "best_model.pt").exists()
+
+
+def test_a_text_that_is_too_short_is_refused_with_the_figures(config, tmp_path):
+    (tmp_path / "short.txt").write_text("one two three four five six seven eight nine ten")
+    data = dataclasses.replace(config.data, dataset=str(tmp_path / "short.txt"))
+    with pytest.raises(
+        UserError, match=r"9 tokens to train on \(and 2 to validate\).*--context_length 16 needs at least 17"
+    ):
+        main(change(config, data=data, vocab_size=50_257))
+
+
+def test_a_run_by_the_clock_ends_in_time_and_its_rate_runs_down(config, monkeypatch):
+    """A clock that moves a fixed bit at every look makes the run's time exact."""
+    clock = iter(0.01 * tick for tick in range(10**9))
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
+    rates = []
+    whole = trainer.learning_rate
+    monkeypatch.setattr(trainer, "learning_rate", lambda *a, **k: rates.append(whole(*a, **k)) or rates[-1])
+    main(change(config, max_steps=None, max_minutes=0.1, learning_rate=0.01))
+    last = rows(config)[-1]
+    assert last["seconds"] == pytest.approx(6.0, abs=1.5)  # some of the time is kept for the validation at the end
+    assert last["seconds"] <= 6.1
+    assert max(rates) == pytest.approx(0.01, rel=0.05)
+    assert rates.index(max(rates)) < 0.1 * len(rates)
+    assert rates[-1] < 0.0005
+    assert len(rows(config)) >= 5
+
+
+@pytest.mark.parametrize("steps", [100, 1000, 30_000])
+def test_evaluations_take_under_5_percent_by_default(config, steps):
+    run = new_run(change(config, max_steps=steps, eval_batches=None))
+    run._plan_evaluations()
+    forward_passes = 2 * (run.evaluations + 1) * run.eval_batches
+    assert forward_passes / 3 < 0.05 * steps
+    assert run.evaluations >= min(20, steps // 30)
+
+
+def test_a_loss_that_is_no_number_stops_with_an_explanation(config, monkeypatch):
+    monkeypatch.setattr(trainer, "REFRESH_SECONDS", 0.0)
+    with pytest.raises(UserError, match=r"the loss is nan at step .*: try a --learning_rate below 1e\+30"):
+        main(change(config, learning_rate=1e30, grad_clip=0.0, warmup_steps=0))
+    assert load(config).facts["step"] == 0
+
+
+def test_compiling_falls_back_with_one_line(config, monkeypatch, capsys):
+    def broken(function):
+        raise RuntimeError("no compiler\nand a long story")
+
+    monkeypatch.setattr(torch, "compile", lambda function: lambda *_: broken(function))
+    assert main(change(config, compile="on")) == 0
+    assert (
+        "torch.compile does not work here (RuntimeError: no compiler); going on without it\n" in capsys.readouterr().out
+    )
+
+
+def test_a_full_disk_loses_nothing(config, monkeypatch):
+    main(config)
+    before = (Path(config.out_dir) / "last.pt").read_bytes()
+
+    def full(content, file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="No space left on device; what was there stays"):
+        main(change(config, resume=True, max_steps=20))
+    assert (Path(config.out_dir) / "last.pt").read_bytes() == before
+
+
+def test_an_out_dir_that_is_a_file(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot make --out_dir"):
+        main(change(config, out_dir=str(tmp_path / "file")))
+
+
+def test_fp16_on_a_cpu_and_a_missing_gpu_are_refused(config):
+    with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
+        main(change(config, precision="fp16"))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match=r"--device cuda is not available .*; there is: "):
+            main(change(config, device="cuda", precision="fp32"))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "auto"])
+def test_other_precisions_learn_alike(config, precision):
+    main(change(config, max_steps=60, learning_rate=0.02, precision=precision))
+    assert rows(config)[-1]["val_loss"] < math.log(400) - 1
+
+
+def test_twice_the_same_run_gives_the_same_bits(config, tmp_path):
+    one, other = change(config, out_dir=str(tmp_path / "a")), change(config, out_dir=str(tmp_path / "b"))
+    first, second = final_weights(one), final_weights(other)
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    different = final_weights(change(config, out_dir=str(tmp_path / "c"), seed=1))
+    assert not torch.equal(first["token_embedding.weight"], different["token_embedding.weight"])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(45, "45 s"), (89.6, "90 s"), (120, "2 min"), (3599, "1 h 00 min"), (11_100, "3 h 05 min")]
+)
+def test_durations_are_readable(seconds, text):
+    assert duration(seconds) == text
