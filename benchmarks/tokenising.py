@@ -2,7 +2,7 @@
 
 Compares `slm.data.corpus.encode` with tiktoken's own `encode_ordinary_batch` on the same documents, alternating, both
 on one core, then ours on all cores; then encodes a text of `--gigabytes` in a process of its own and reports its peak
-memory above that of an interpreter which has the same modules loaded. Prints a table and one JSON line.
+memory above that of an interpreter which has the same modules loaded (Linux only). Prints a table and one JSON line.
 
     python benchmarks/tokenising.py --dataset path/to/train.txt
 """
@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 MEASURE_PEAK = """
-import resource, sys
+import re, sys
 import tqdm
 from slm.data import corpus, sources
 from slm.data.tokenizer import gpt2
@@ -30,8 +31,13 @@ tokenizer = gpt2()
 tokenizer.encode("warm")
 if len(sys.argv) > 1:
     corpus.prepare(corpus.DataConfig(dataset=sys.argv[1], cache_dir=sys.argv[2]), 50257)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
+
+
+def machine() -> str:
+    names = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return names[0] if names else platform.machine()
 
 
 def main() -> None:
@@ -76,7 +82,7 @@ def main() -> None:
     result: dict[str, object] = {
         "megabytes": round(megabytes, 1),
         "cores": len(all_cores),
-        "machine": platform.processor() or platform.machine(),
+        "machine": machine(),
         "MB/s": {name: round(speed, 1) for name, speed in speeds.items()},
         "ours / tiktoken, 1 core": round(speeds["ours, 1 core"] / speeds["tiktoken, 1 core"], 2),
     }
