@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import io
+import os
 import shutil
 import sys
 from collections.abc import Sequence
@@ -18,6 +20,8 @@ from slm.config import PRESETS, EvaluateConfig, GenerateConfig, TrainConfig, bui
 from slm.errors import UserError
 
 _MISSING = object()  # the value of a flag that was given none
+
+LENGTHS = {"epochs", "max_steps", "max_minutes"}
 
 # command -> (its settings, the module whose `main(config)` runs it)
 COMMANDS: dict[str, tuple[type[Any], str]] = {
@@ -51,7 +55,7 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
     problems = [
         _unknown_flag(argument, known)
         for before, argument in zip(["", *unknown], unknown, strict=False)
-        if argument.startswith("--") or not before.startswith("--")  # else the value of an unknown flag
+        if argument.startswith("--") or not before.startswith("--") or "=" in before  # else an unknown flag's value
     ]
     for name, text in vars(given).items():
         if text is None:
@@ -69,7 +73,10 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
     if values.get("resume") is True:  # a resumed run keeps its flags, but for those given now
         from slm.training.trainer import stored_settings
 
-        base = stored_settings(str(values.get("out_dir", ".")))
+        stored = stored_settings(str(values.get("out_dir", ".")))
+        if values.keys() & LENGTHS:  # a new length takes the place of the old one, however that was given
+            stored = {name: value for name, value in stored.items() if name not in LENGTHS}
+        base = {**stored, **base}
     config = build(config_class, {**base, **values})
     problems.extend(config.problems())
     if problems:
@@ -89,13 +96,24 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 def _unknown_flag(argument: str, known: dict[str, Any]) -> str:
     if not argument.startswith("--"):
-        return f"unexpected argument {argument!r}: every value follows its flag"
+        mend = (
+            "write a value that begins with - as --flag=-value"
+            if argument[0] == "-"
+            else "every value follows its flag"
+        )
+        return f"unexpected argument {argument!r}: {mend}"
     near = difflib.get_close_matches(argument.lstrip("-").split("=")[0].replace("-", "_"), known, n=1)
     return f"no flag {argument.split('=')[0]}" + (f": did you mean --{near[0]}?" if near else "; --help lists all")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `slm COMMAND [flags]` and return its exit code: 0 done, 2 for what the user can mend, 130 interrupted."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - a message instead of a traceback
+        print("error: Python 3.10 or newer is needed; this is " + sys.version.split()[0], file=sys.stderr)
+        return 2
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # lines appear at once in a log, and no character is one too many
+            stream.reconfigure(errors="replace", line_buffering=True)
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     if command == "--version":
         print(f"slm {__version__}")
@@ -124,6 +142,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mend = "python -m pip install -r requirements.txt"
         print(f"error: the Python package {error.name!r} is not installed: {mend}", file=sys.stderr)
         return 2
+    except (MemoryError, RuntimeError) as error:
+        if not (
+            isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "ut of memory" in str(error)
+        ):
+            raise
+        print(
+            "error: not enough memory: make --batch_size smaller (with a larger --grad_accum), or the model",
+            file=sys.stderr,
+        )
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -44,7 +44,7 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 
 
 def _seconds(dtype: torch.dtype) -> float:
-    """The fastest of three products of the size that a block has, (512, 384) x (384, 1536), on the CPU."""
+    """The fastest of four products of the size that a block has, (512, 384) x (384, 1536), on the CPU."""
     a, b = torch.ones(512, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
     best = float("inf")
     for _ in range(4):

@@ -30,12 +30,22 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         Path(temporary).replace(path)
         temporary = None
         sync_folder(path.parent)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
+        cause = (
+            error if isinstance(error, OSError) else error.__context__
+        )  # torch.save hides a full disk in its own error
+        if not isinstance(cause, OSError):
+            raise
         kept = "; what was there stays" if path.exists() else ""
-        raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from error
+        raise UserError(f"cannot write {path}: {cause.strerror or cause}{kept}") from error
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def user_path(text: str) -> Path:
+    """The path that a user wrote, `~` being their home where there is one."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown ~name
 
 
 def sync_folder(folder: Path) -> None:

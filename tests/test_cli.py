@@ -90,7 +90,8 @@ def test_all_bad_flags_are_reported_together():
         ("--preset huge", "--preset must be one of tiny, small, gpt2, gpt2-medium, not 'huge'"),
         ("--batch_size 1.5", "--batch_size must be INTEGER, not '1.5'"),
         ("--bias perhaps", "--bias must be true|false"),
-        ("stray", "unexpected argument 'stray'"),
+        ("stray", "unexpected argument 'stray': every value follows its flag"),
+        ("-Hello", "write a value that begins with - as --flag=-value"),
         ("--zzz", "no flag --zzz; --help lists all"),
     ],
 )
@@ -160,6 +161,29 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
     assert main(["train"]) == 2
     error = capsys.readouterr().err
     assert error == "error: the Python package 'torch' is not installed: python -m pip install -r requirements.txt\n"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 TB")])
+def test_out_of_memory_is_one_line(error, monkeypatch, capsys):
+    from slm.training import trainer
+
+    def large(config):
+        raise error
+
+    monkeypatch.setattr(trainer, "main", large)
+    assert main(["train"]) == 2
+    assert "not enough memory: make --batch_size smaller" in capsys.readouterr().err
+
+
+def test_other_errors_are_not_hidden(monkeypatch):
+    from slm.training import trainer
+
+    def broken(config):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(trainer, "main", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["train"])
 
 
 def test_the_version(capsys):

@@ -15,11 +15,12 @@ from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ from slm.data import tokenizer as tokenizers
 from slm.data.sources import END_OF_TEXT, Piece, Source, open_source, validation_source
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
-from slm.files import sync_folder
+from slm.files import sync_folder, user_path
 
 BLOCK_CHARACTERS = 1 << 18  # text that one call of the tokenizer gets: long enough for threads not to wait on Python
 FORMAT = 1  # raise it when the same text would give other files
@@ -87,7 +88,7 @@ def prepare(config: DataConfig, vocab_size: int) -> Corpus:
         else:
             _write_tokens(folder, source, tokenizer, in_val)
 
-    folder = _cached(Path(config.cache_dir), facts, make)
+    folder = _cached(user_path(config.cache_dir), facts, make)
     tokenizer = _read_tokenizer(folder)
     train, val = _read_tokens(folder, "train"), _read_tokens(folder, "val")
     if not len(val):  # one short piece of text: its end is kept for validation
@@ -101,16 +102,16 @@ def encode(source: Source, tokenizer: Tokenizer, cache_dir: str) -> Tokens:
     """All tokens of `source`, from the cache where it has them."""
     facts = {"source": source.fingerprint, "vocabulary": tokenizer.fingerprint}
     return _read_tokens(
-        _cached(Path(cache_dir), facts, lambda folder: _write_tokens(folder, source, tokenizer)), "train"
+        _cached(user_path(cache_dir), facts, lambda folder: _write_tokens(folder, source, tokenizer)), "train"
     )
 
 
 def choose_validation(source: Source, fraction: float) -> npt.NDArray[np.bool_]:
     """Which pieces of `source` are kept for validation, (pieces,): about `fraction` of its documents, at least one.
 
-    A document is chosen by a hash of its text, so documents added later move no other. Where there are fewer than
-    1 / `fraction` documents, as in a text file without separators, each piece of some thousand characters is chosen by
-    its own hash. A single piece is not chosen.
+    A document is chosen by a hash of its text, so documents added later move no other (but for the one that is chosen
+    where the hash alone would choose none). Where there are fewer than 1 / `fraction` documents, as in a text file
+    without separators, each piece of some thousand characters is chosen by its own hash. A single piece is not chosen.
     """
     hashes, starts_document, starts = array("Q"), array("b"), True
     for piece in source.pieces():
@@ -153,35 +154,37 @@ def _encode_all(
     """Encode (piece, split) pairs on all cores: yields (split, ids) in the order of each split's pieces."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    def ids_of(block: list[Piece]) -> npt.NDArray[np.uint32]:
+    def ids_of(block: list[Piece]) -> tuple[npt.NDArray[np.uint32], int]:
         # Pieces are joined by the end of text, which is taken out again where the document goes on.
         ids = tokenizer.encode(END_OF_TEXT.join(piece.text for piece in block) + END_OF_TEXT)
         goes_on = [not piece.ends_document for piece in block]
-        return np.delete(ids, np.flatnonzero(ids == tokenizer.end_of_text)[goes_on]) if any(goes_on) else ids
+        if any(goes_on):
+            ids = np.delete(ids, np.flatnonzero(ids == tokenizer.end_of_text)[goes_on])
+        return ids, int(tokenizer.byte_counts[ids].sum())
 
-    def blocks() -> Iterator[tuple[int, list[Piece], int]]:
+    def blocks() -> Iterator[tuple[int, list[Piece]]]:
         open_blocks: dict[int, tuple[list[Piece], int]] = {}
         for piece, split in pieces:
             block, length = open_blocks.get(split, ([], 0))
             block.append(piece)
             length += len(piece.text)
             if length >= BLOCK_CHARACTERS:
-                yield split, block, length
+                yield split, block
                 block, length = [], 0
             open_blocks[split] = (block, length)
-        yield from ((split, block, length) for split, (block, length) in open_blocks.items() if block)
+        yield from ((split, block) for split, (block, _) in open_blocks.items() if block)
 
     progress = tqdm(total=size_bytes, desc=doing, unit="B", unit_scale=True, unit_divisor=1000, leave=False, delay=0.5)
-    waiting: deque[tuple[int, Future[npt.NDArray[np.uint32]], int]] = deque()
+    waiting: deque[tuple[int, Future[tuple[npt.NDArray[np.uint32], int]]]] = deque()
     with progress, ThreadPoolExecutor(workers) as pool:
-        for split, block, length in blocks():
-            waiting.append((split, pool.submit(ids_of, block), length))
-            if len(waiting) > 2 * workers:
-                ready, future, done = waiting.popleft()
-                yield ready, future.result()
-                progress.update(done)
-        for ready, future, _ in waiting:
-            yield ready, future.result()
+        for split, block in chain(blocks(), repeat((0, None), 2 * workers)):
+            if block is not None:
+                waiting.append((split, pool.submit(ids_of, block)))
+            if waiting and (block is None or len(waiting) > 2 * workers):
+                ready, future = waiting.popleft()
+                ids, text_bytes = future.result()
+                yield ready, ids
+                progress.update(text_bytes)
 
 
 def _write_tokens(
@@ -195,7 +198,7 @@ def _write_tokens(
     names = [split, "val"] if in_val is not None else [split]
     kind = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     facts = [Counter(tokens=0, documents=0, text_bytes=0) for _ in names]
-    pieces = zip(source.pieces(), repeat(0) if in_val is None else in_val.tolist(), strict=False)
+    pieces = _with_split(source, in_val)
     with ExitStack() as stack:
         files = [stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names]
         for which, ids in _encode_all(pieces, tokenizer, source.size_bytes, "tokenising"):
@@ -207,13 +210,38 @@ def _write_tokens(
         (folder / f"{name}.json").write_text(json.dumps({**fact, "dtype": np.dtype(kind).name}))
 
 
+def _with_split(source: Source, in_val: npt.NDArray[np.bool_] | None) -> Iterator[tuple[Piece, int]]:
+    """The pieces of `source`, each with the number of its split. A document that goes on in the other split ends."""
+    if in_val is None:
+        yield from zip(source.pieces(), repeat(0))
+        return
+    number = 0
+    for number, piece in enumerate(source.pieces(), 1):
+        if number > len(in_val):
+            break
+        moves = number < len(in_val) and in_val[number] != in_val[number - 1]
+        yield Piece(piece.text, piece.ends_document or bool(moves)), int(in_val[number - 1])
+    if number != len(in_val):
+        raise UserError(f"{source.description} changed while it was read: run again")
+
+
+@contextmanager
+def _damage(folder: Path) -> Iterator[None]:
+    """Whatever is wrong with a token file, the mend is the same."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, BadZipFile) as error:
+        raise UserError(f"the token files in {folder} are damaged: delete that folder ({error})") from error
+
+
 def _read_tokens(folder: Path, split: str) -> Tokens:
-    facts = json.loads((folder / f"{split}.json").read_text())
-    kind = np.dtype(facts["dtype"])
-    if facts["tokens"] * kind.itemsize != (folder / f"{split}.bin").stat().st_size:
-        raise UserError(f"the token files in {folder} are damaged: delete that folder")
-    ids = np.memmap(folder / f"{split}.bin", dtype=kind, mode="r") if facts["tokens"] else np.zeros(0, dtype=kind)
-    return Tokens(ids, facts["documents"], facts["text_bytes"])
+    with _damage(folder):
+        facts = json.loads((folder / f"{split}.json").read_text())
+        kind = np.dtype(facts["dtype"])
+        if facts["tokens"] * kind.itemsize != (folder / f"{split}.bin").stat().st_size:
+            raise ValueError(f"{split}.bin has not the size it should have")
+        ids = np.memmap(folder / f"{split}.bin", dtype=kind, mode="r") if facts["tokens"] else np.zeros(0, dtype=kind)
+        return Tokens(ids, facts["documents"], facts["text_bytes"])
 
 
 def _divide(tokens: Tokens, held_out: int, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
@@ -229,13 +257,12 @@ def _write_tokenizer(folder: Path, tokenizer: Tokenizer) -> None:
 
 
 def _read_tokenizer(folder: Path) -> Tokenizer:
-    with np.load(folder / "tokenizer.npz", allow_pickle=False) as state:
+    with _damage(folder), np.load(folder / "tokenizer.npz", allow_pickle=False) as state:
         return Tokenizer.from_state({"gpt2_ids": None, **state})
 
 
 def _cached(cache_dir: Path, facts: Mapping[str, object], make: Callable[[Path], None]) -> Path:
     """The cache's folder for `facts`, filled by `make` in a temporary folder and moved into place when whole."""
-    cache_dir = cache_dir.expanduser()
     key = hashlib.blake2b(json.dumps({"format": FORMAT, **facts}, sort_keys=True).encode(), digest_size=16).hexdigest()
     if (cache_dir / key).is_dir():
         return cache_dir / key
@@ -246,8 +273,9 @@ def _cached(cache_dir: Path, facts: Mapping[str, object], make: Callable[[Path],
             whole.mkdir()
             make(whole)
             for file in whole.iterdir():
-                with file.open("rb") as written:
+                with file.open("r+b") as written:
                     os.fsync(written.fileno())
+            sync_folder(whole)
             try:
                 whole.rename(cache_dir / key)
             except OSError:

@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 from slm.data import stories
 from slm.errors import UserError
+from slm.files import user_path
 
 END_OF_TEXT = "<|endoftext|>"
 TINY_STORIES = "roneneldan/TinyStories"
@@ -164,12 +165,12 @@ def _not_empty(pieces: Iterable[Piece], description: str) -> Iterator[Piece]:
 
 
 def _is_local(dataset: str) -> bool:
-    return Path(dataset).expanduser().exists() or any(c in dataset for c in "*?[")
+    return user_path(dataset).exists() or any(c in dataset for c in "*?[")
 
 
 def _find_files(dataset: str) -> list[Path]:
     """The files of an existing path or of a glob, at least one, in a fixed order."""
-    path = Path(dataset).expanduser()
+    path = user_path(dataset)
     if path.is_dir() and dataset:
         files = _walk(path)
         if not files:
@@ -366,6 +367,9 @@ def _field(rows: Iterable[object], text_field: str, where: str) -> Iterator[obje
             if column is None:
                 strings = [name for name, value in row.items() if isinstance(value, str)]
                 column = _choose_field(text_field, row, strings, where)
+            elif column != text_field and text_field in row:
+                problem = f"the first row of {where} has no field {text_field!r}, but a later one has"
+                raise UserError(f"{problem}: choose it, or {column!r}, with --text_field")
             yield row.get(column)
         else:
             yield row
@@ -464,7 +468,7 @@ def _hub_errors(name: str) -> Iterator[None]:
 
 
 def _missing(dataset: str) -> UserError:
-    path = Path(dataset).expanduser()
+    path = user_path(dataset)
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
     names += ["stories", "tinystories"] if path.name == dataset else []
     close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, names)]

@@ -131,7 +131,8 @@ def _gpt2_tokens() -> list[bytes]:
             continue
         return sorted(ranks, key=ranks.__getitem__)
     try:
-        return tiktoken.get_encoding("gpt2").token_byte_values()
+        encoding = tiktoken.get_encoding("gpt2")
+        return [encoding.decode_single_token_bytes(rank) for rank in range(encoding.eot_token)]
     except Exception as error:
         raise UserError(
             f"GPT-2's token tables are not installed and could not be downloaded ({type(error).__name__}): "

@@ -36,7 +36,7 @@ def candidates(logits: npt.NDArray[np.float32], how: Sampling) -> tuple[npt.NDAr
     p = np.exp(scaled[chosen])
     p /= p.sum()
     if how.top_p < 1:  # tokens this unlikely add up to at most 1 - top_p, so the nucleus needs none: less to sort
-        likely = p > (1 - how.top_p) / len(p)
+        likely = p >= (1 - how.top_p) / len(p)
         chosen, p = chosen[likely], p[likely]
     order = np.lexsort((chosen, -p))
     chosen, p = chosen[order], p[order]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import codecs
 import sys
-from pathlib import Path
 
 from slm.config import GenerateConfig
 from slm.device import pick_device
+from slm.files import user_path
 from slm.inference.generator import generate
 from slm.inference.sampling import Sampling
 from slm.inference.torch_engine import TorchEngine
@@ -16,11 +16,12 @@ from slm.model import checkpoint
 
 def main(config: GenerateConfig) -> None:
     """`slm generate`: one sample is shown as it grows, several when whole."""
-    loaded = checkpoint.load(Path(config.model_path))
+    loaded = checkpoint.load(user_path(config.model_path))
     engine = TorchEngine(loaded.model(pick_device(config.device)))
     tokenizer = loaded.tokenizer
     # A text begins after the end of another one, as in training.
     prompt = [tokenizer.end_of_text, *tokenizer.encode(config.prompt).tolist()]
+    prompt_text = tokenizer.decode(prompt)
     steps = generate(
         engine, prompt,
         max_length=config.max_length, num_samples=config.num_samples, seed=config.seed,
@@ -29,7 +30,7 @@ def main(config: GenerateConfig) -> None:
     )  # fmt: skip
     if config.num_samples == 1:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may end in the next token
-        _show(decoder.decode(config.prompt.encode(errors="replace")))
+        _show(prompt_text)
         for (token,) in steps:
             _show(decoder.decode(tokenizer.decode_bytes([token] if token is not None else [])))
         _show(decoder.decode(b"", final=True) + "\n")
@@ -40,7 +41,7 @@ def main(config: GenerateConfig) -> None:
             if token is not None:
                 sample.append(token)
     for number, sample in enumerate(samples, 1):
-        _show(f"--- {number} of {config.num_samples} ---\n{config.prompt}{tokenizer.decode(sample)}\n\n")
+        _show(f"--- {number} of {config.num_samples} ---\n{prompt_text}{tokenizer.decode(sample)}\n\n")
 
 
 def _show(text: str) -> None:

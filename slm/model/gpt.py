@@ -102,7 +102,7 @@ class GPT(nn.Module):
         """The last layer's vectors: ids (B, T) -> (B, T, C).
 
         With a `cache`, `ids` continue what it holds, and it grows by T.
-        Positions run to config.context_length; beyond it the embedding raises IndexError.
+        Positions run to config.context_length; beyond it the embedding fails (IndexError on the CPU).
         """
         past = cache.length if cache is not None else 0
         positions = torch.arange(past, past + ids.size(1), device=ids.device)

@@ -60,10 +60,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     p.mul_(counts.unsqueeze(1))
                     d_logits = p.to(kind)
                     d_hidden[chunk] = d_logits @ w
-                    if kind == torch.float32:
-                        d_weight.addmm_(d_logits.T, h)
-                    else:
+                    if kind == torch.bfloat16:
                         d_weight += d_logits.T @ h
+                    else:  # a sum over many rows could overflow in fp16
+                        d_weight.addmm_(p.T, h.float())
         if with_gradient:
             ctx.save_for_backward(d_hidden, d_weight)
             ctx.weight_dtype = weight.dtype

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from slm.config import EvaluateConfig
 from slm.data.batches import evaluation_batches, gather
@@ -15,7 +15,7 @@ from slm.data.corpus import Tokens, encode
 from slm.data.sources import open_source
 from slm.data.tokenizer import Tokenizer
 from slm.device import autocast, pick_device, pick_precision
-from slm.errors import UserError
+from slm.files import user_path
 from slm.model import checkpoint
 from slm.model.gpt import GPT
 
@@ -57,7 +57,8 @@ def evaluate(
     loss, correct, n_targets, n_bytes = 0.0, 0, 0, 0
     was_training = model.training
     model.eval()
-    for starts in evaluation_batches(tokens.ids, batch_size, T, limit):
+    batches = evaluation_batches(tokens.ids, batch_size, T, limit)
+    for starts in tqdm(batches, desc="measuring", unit="batch", leave=False, delay=2, disable=limit is not None):
         ids, targets = gather(tokens.ids, starts, T)
         with autocast(device, dtype):
             batch_loss, batch_correct = model.loss(
@@ -75,13 +76,11 @@ def evaluate(
 
 def main(config: EvaluateConfig) -> None:
     """`slm evaluate`: print how well a checkpoint predicts a text."""
-    loaded = checkpoint.load(Path(config.model_path))
+    loaded = checkpoint.load(user_path(config.model_path))
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     source = open_source(config.dataset, text_field=config.text_field, errors=config.errors, held_out=True)
     tokens = encode(source, loaded.tokenizer, config.cache_dir)
-    if len(tokens) < 2:
-        raise UserError(f"{config.dataset} has {len(tokens)} tokens; at least 2 are needed")
     print(f"text       {source.description}: {len(tokens):,} tokens, {tokens.documents:,} documents")
     measured = evaluate(loaded.model(device), tokens, loaded.tokenizer, batch_size=config.batch_size, dtype=dtype)
     print(f"{config.model_path}: {measured}")

@@ -40,7 +40,7 @@ def draw(path: Path, rows: Sequence[Row], title: str) -> None:
     steps = [row["step"] for row in rows]
     figure = Figure(figsize=(11, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, parse_math=False)
     grid = figure.add_gridspec(2, 2, height_ratios=(3, 1))
     loss, accuracy, rate = (
         figure.add_subplot(grid[0, 0]),

@@ -9,7 +9,9 @@ import contextlib
 import dataclasses
 import math
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
 from slm.device import autocast, pick_device, pick_precision
 from slm.errors import UserError
+from slm.files import user_path
 from slm.model import checkpoint
 from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
@@ -42,7 +45,7 @@ REFRESH_SECONDS = 0.5  # of the progress bar; reading the loss more often would 
 
 def main(config: TrainConfig) -> int:
     """`slm train`. Returns the exit code: 0, or 128 + the signal that stopped the run after it was saved."""
-    out_dir = Path(config.out_dir)
+    out_dir = user_path(config.out_dir)
     saved = open_folder(config, out_dir)
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
@@ -51,14 +54,12 @@ def main(config: TrainConfig) -> int:
     corpus = prepare(config.data, config.model.vocab_size)
     check_length(corpus, config.model.context_length)
     run = Run(config, corpus, device, dtype, saved)
+    del saved  # as large as the run itself
     print(run.plan())
-    if config.overwrite:
-        for name in RUN_FILES:
-            (out_dir / name).unlink(missing_ok=True)
     stopped_by = run.loop()
     if stopped_by:
-        out_dir_flag = "" if config.out_dir == "." else f" --out_dir {config.out_dir}"
-        print(f"\nstopped and saved after step {run.state.step:,}; to go on: python train.py --resume{out_dir_flag}")
+        where = "" if config.out_dir == "." else f" --out_dir {shlex.quote(config.out_dir)}"
+        print(f"\nstopped and saved after step {run.state.step:,}; to go on: {command('train')} --resume{where}")
         return 128 + stopped_by
     print(run.finish())
     return 0
@@ -70,7 +71,8 @@ class State:
 
     step: int = 0  # optimizer steps done
     seconds: float = 0.0  # spent in the loop
-    next_evaluation: float = 0.0  # share of the run that must be done
+    rate: float = 0.0  # of the last step
+    gradient_norm: float = 0.0  # of the last step, before clipping
     best_loss: float = math.inf
     best_step: int = 0
     evaluations_since_best: int = 0
@@ -89,12 +91,16 @@ class Run:
         saved: Checkpoint | None = None,
     ):
         self.config, self.corpus, self.device, self.dtype = config, corpus, device, dtype
-        self.out_dir = Path(config.out_dir)
+        self.out_dir = user_path(config.out_dir)
         self.shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
         torch.manual_seed(config.seed)
         torch.set_float32_matmul_precision("high")  # TF32 where fp32 remains on CUDA
         self.model = GPT(self.shape).to(device)
         self.peak_rate = config.learning_rate or 1e-3 * 384 / self.shape.n_embd
+        if config.min_lr > self.peak_rate:
+            raise UserError(
+                f"--min_lr {config.min_lr} is above the peak rate, {self.peak_rate:.2g}: set --learning_rate"
+            )
         self.optimizers = make_optimizers(
             self.model, config.optimizer, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
         )
@@ -112,12 +118,13 @@ class Run:
             self.model.load_state_dict(saved.weights)
             for optimizer, kept in zip(self.optimizers, saved.training["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
-            self.scaler.load_state_dict(saved.training["scaler"])
+            if self.scaler.is_enabled() and saved.training["scaler"]:  # a run may move to another device
+                self.scaler.load_state_dict(saved.training["scaler"])
             self.state = State(**saved.training["state"])
-        self.rate = 0.0
         self.loss_sum = torch.zeros((), device=device)  # since the progress bar was last brought up to date
         self.shown_at, self.shown_step = time.perf_counter(), self.state.step
-        self.gradient_norm = torch.zeros(())
+        self.gradient_norm = torch.tensor(self.state.gradient_norm)  # stays on the device until it is asked for
+        self.draw_seconds, self.drawn_at = 0.0, 0.0
         self.step_seconds, self.steps_timed = 0.0, 0  # since the last evaluation, without evaluations and saves
 
     def loop(self) -> int | None:
@@ -152,6 +159,8 @@ class Run:
                         until = datetime.now() + timedelta(seconds=left)
                         bar.write(f"this will take about {duration(left)}, until {until:%H:%M}; Ctrl-C saves and stops")
                 if received or time.perf_counter() - saved_at > 60 * self.config.save_every:
+                    self._show(bar)  # and see that the loss is sound
+                    state.seconds = time.perf_counter() - started
                     self.save_last()
                     saved_at = time.perf_counter()
                 if received:
@@ -162,7 +171,7 @@ class Run:
         config, step = self.config, self.state.step
         begun = time.perf_counter()
         warmup = 0.05 * total_steps if config.warmup_steps is None else config.warmup_steps
-        self.rate = learning_rate(
+        self.state.rate = learning_rate(
             step,
             total_steps,
             kind=config.schedule,
@@ -171,7 +180,7 @@ class Run:
             warmup_steps=warmup,
         )
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = self.rate * group["rate_factor"]
+            group["lr"] = self.state.rate * group["rate_factor"]
         torch.manual_seed((config.seed + 1_000_003 * (step + 1)) % 2**63)  # dropout, too, follows from the step
         for number in range(step * config.grad_accum, (step + 1) * config.grad_accum):
             with autocast(self.device, self.dtype):
@@ -182,10 +191,13 @@ class Run:
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
+        # A gradient may overflow in fp16, and then no optimizer may step. Elsewhere no GPU is made to wait for this.
+        if not self.scaler.is_enabled() or bool(self.gradient_norm.isfinite()):
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)
         self.scaler.update()
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
         self.state.step += 1
         if begun - self.shown_at > REFRESH_SECONDS or self.state.step == self.planned_steps:
             self._show(bar)
@@ -200,6 +212,8 @@ class Run:
     def _show(self, bar: Any) -> None:
         """Bring the progress bar up to date. Raises UserError where the loss is no number any more."""
         steps = self.state.step - self.shown_step
+        if steps == 0:
+            return
         mean_loss = float(self.loss_sum) / steps
         if not math.isfinite(mean_loss):
             raise UserError(
@@ -208,7 +222,7 @@ class Run:
             )
         now = time.perf_counter()
         speed = steps * self.tokens_per_step / (now - self.shown_at)
-        bar.set_postfix_str(f"loss {mean_loss:.3f}, rate {self.rate:.1e}, {speed:,.0f} tokens/s", refresh=False)
+        bar.set_postfix_str(f"loss {mean_loss:.3f}, rate {self.state.rate:.1e}, {speed:,.0f} tokens/s", refresh=False)
         done = round(self.state.seconds) if self.time_limit else self.state.step
         bar.update(min(done, bar.total) - bar.n)
         self.loss_sum.zero_()
@@ -248,13 +262,18 @@ class Run:
         if config.eval_every and not config.max_minutes:
             self.evaluations = max(1, self.planned_steps // config.eval_every)
         self.eval_batches = config.eval_batches or max(1, int(affordable / self.evaluations))
+        self.next_evaluation = 0.0  # share of the run that must be done
+        if self.state.rows:
+            last = self.state.rows[-1]
+            share = last["seconds"] / self.time_limit if self.time_limit else last["step"] / self.planned_steps
+            self.next_evaluation = (math.floor(share * self.evaluations) + 1) / self.evaluations
 
     def _evaluation_is_due(self, share: float) -> bool:
         state = self.state
         if state.rows and state.rows[-1]["step"] == state.step:
             return False
         every = self.config.eval_every
-        return share >= 1 or (state.step % every == 0 if every else share >= state.next_evaluation)
+        return share >= 1 or (state.step % every == 0 if every else share >= self.next_evaluation)
 
     def _measure(self, split: str, limit: int | None) -> Measures:
         tokens = self.corpus.train if split == "train" else self.corpus.val
@@ -268,13 +287,13 @@ class Run:
         train, val = self._measure("train", self.eval_batches), self._measure("val", self.eval_batches)
         better = val.loss < state.best_loss
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
-        state.next_evaluation = (math.floor(share * self.evaluations) + 1) / self.evaluations
+        self.next_evaluation = (math.floor(share * self.evaluations) + 1) / self.evaluations
         state.rows.append(
             report.row(
                 step=state.step,
                 epoch=state.step / self.steps_per_epoch,
                 seconds=state.seconds,
-                learning_rate=self.rate,
+                learning_rate=state.rate,
                 gradient_norm=float(self.gradient_norm),
                 tokens_per_second=self.steps_timed * self.tokens_per_step / max(self.step_seconds, 1e-9),
                 train=train,
@@ -285,12 +304,29 @@ class Run:
         if better:
             state.best_loss, state.best_step = val.loss, state.step
             self.save_best(train, val)
-        report.write_metrics(self.out_dir / METRICS, state.rows)
-        report.draw(self.out_dir / PLOT, state.rows, self.corpus.description)
-        return (
+        if len(state.rows) == 1:  # a new run is on the disk: the state of one that it overwrites is of no use any more
+            (self.out_dir / LAST).unlink(missing_ok=True)
+        warning = self._report(in_a_hurry=share < 1)
+        return warning + (
             f"step {state.step:>6,}   training loss {train.loss:.4f}   validation loss {val.loss:.4f}, "
             f"{val.bits_per_byte:.4f} bits per byte, accuracy {val.accuracy:.1%}{'  best so far' if better else ''}"
         )
+
+    def _report(self, in_a_hurry: bool) -> str:
+        """Bring metrics.csv up to date, and training.png; in a hurry not so often that it costs 1 % of the time.
+
+        Returns a warning where that fails: a run is worth more than its picture.
+        """
+        now = time.perf_counter()
+        try:
+            report.write_metrics(self.out_dir / METRICS, self.state.rows)
+            if not in_a_hurry or now - self.drawn_at > 100 * self.draw_seconds:
+                report.draw(self.out_dir / PLOT, self.state.rows, self.corpus.description)
+                self.drawn_at = time.perf_counter()
+                self.draw_seconds = self.drawn_at - now
+        except UserError as error:
+            return f"warning: {error}\n"
+        return ""
 
     def save_best(self, train: Measures, val: Measures) -> None:
         """best_model.pt: the model as it is now, and what is known of it."""
@@ -307,6 +343,7 @@ class Run:
 
     def save_last(self) -> None:
         """last.pt: all that --resume needs."""
+        self.state.gradient_norm = float(self.gradient_norm)
         training = {
             "state": dataclasses.asdict(self.state),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
@@ -321,16 +358,17 @@ class Run:
     def finish(self) -> str:
         """Save the run, measure the best model on all of the validation text, and say what there is."""
         self.save_last()
+        warning = self._report(in_a_hurry=False)
         if self.state.best_step != self.state.step:
             self.model.load_state_dict(checkpoint.load(self.out_dir / BEST).weights)
         train, val = self._measure("train", self.eval_batches), self._measure("val", None)
         self.save_best(train, val)
-        return (
+        return warning + (
             f"\ndone after {duration(self.state.seconds)}; the best model is that of step {self.state.best_step:,}\n"
             f"training   {train}\n"
             f"validation {val}\n"
             f"files      {', '.join(str(self.out_dir / name) for name in RUN_FILES)}\n"
-            f"next       python generate.py --model_path {self.out_dir / BEST} "
+            f"next       {command('generate')} --model_path {shlex.quote(str(self.out_dir / BEST))} "
             '--prompt "Once upon a time" --max_length 100'
         )
 
@@ -343,6 +381,8 @@ class Run:
         try:
             with autocast(self.device, self.dtype):
                 compiled(*self._batch(0))[0].backward()
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # a missing compiler shows itself in many ways
             reason = (str(error).strip().splitlines() or [""])[0][:120]
             print(f"torch.compile does not work here ({type(error).__name__}: {reason}); going on without it")
@@ -366,7 +406,8 @@ class Run:
         lines = [
             f"text       {corpus.description}",
             f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate; "
-            f"tokenizer {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}",
+            f"{corpus.train.text_bytes / len(corpus.train):.2f} bytes each\n"
+            f"tokenizer  {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}",
             f"model      {self.parameters():,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
             f"width {shape.n_embd}, context {shape.context_length}",
             f"run        {length}; {self.tokens_per_step:,} tokens a step, {self.steps_per_epoch:,.1f} steps a pass",
@@ -427,7 +468,7 @@ def open_folder(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
         raise UserError(f"{out_dir / LAST} is a model, but not a run that can be continued")
     old, new = saved.training["config"], settings(config)
     fixed = (
-        {"batch_size", "grad_accum", "optimizer", "seed"}
+        {"batch_size", "grad_accum", "optimizer", "weight_decay", "beta1", "beta2", "seed"}
         | flags(ModelConfig).keys()
         | flags(DataConfig).keys() - {"cache_dir"}
     )
@@ -442,7 +483,7 @@ def open_folder(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
 
 def stored_settings(out_dir: str) -> dict[str, Any]:
     """The flags that the run in `out_dir` was started with; none where there is no run to resume."""
-    path = Path(out_dir) / LAST
+    path = user_path(out_dir) / LAST
     training = checkpoint.load(path).training if path.exists() else None
     return {} if training is None else {**training["config"], "out_dir": out_dir, "overwrite": False}
 
@@ -467,6 +508,11 @@ def signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
+
+
+def command(name: str) -> str:
+    """How the user calls the command `name`: as they called this one, by its script or installed."""
+    return f"python {name}.py" if Path(sys.argv[0]).suffix == ".py" else f"slm {name}"
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,8 @@ from slm.data.stories import stories
 from slm.data.tokenizer import gpt2
 from slm.errors import UserError
 
+GPT2 = gpt2()
+
 
 def source_of(*documents, fingerprint="f"):
     """A source whose documents are lists of pieces."""
@@ -59,11 +61,11 @@ def test_pieces_of_a_document_are_not_closed(tmp_path):
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1), st.integers(1, 40))
 def test_block_size_changes_nothing(tmp_path_factory, parts, block):
     source = source_of(*[part for part in parts if END_OF_TEXT not in part] or ["x"])
-    expected = encode(source, gpt2(), str(tmp_path_factory.mktemp("a"))).ids.tolist()
+    expected = encode(source, GPT2, str(tmp_path_factory.mktemp("a"))).ids.tolist()
     before = module.BLOCK_CHARACTERS
     module.BLOCK_CHARACTERS = block
     try:
-        assert encode(source, gpt2(), str(tmp_path_factory.mktemp("b"))).ids.tolist() == expected
+        assert encode(source, GPT2, str(tmp_path_factory.mktemp("b"))).ids.tolist() == expected
     finally:
         module.BLOCK_CHARACTERS = before
 
@@ -113,8 +115,27 @@ def test_a_file_without_separators_is_divided_by_piece(tmp_path):
     (tmp_path / "book.txt").write_text("\n\n".join(stories(400)))
     corpus = prepare(DataConfig(dataset=str(tmp_path / "book.txt"), cache_dir=str(tmp_path / "c")), 50_257)
     total = len(gpt2().encode("\n\n".join(stories(400))))
-    assert len(corpus.train) + len(corpus.val) == total + 1
+    for split in (corpus.train, corpus.val):
+        assert split.ids[-1] == gpt2().end_of_text
+    assert len(corpus.train) + len(corpus.val) == total + corpus.train.documents + corpus.val.documents
     assert 0 < len(corpus.val) < 0.2 * total
+
+
+def test_a_document_divided_between_the_splits_ends_in_each(tmp_path):
+    parts = [f"{number} is a part of the book. " for number in range(40)]
+    source = source_of(parts)
+    chosen = choose_validation(source, 0.1)
+    pieces = list(module._with_split(source, chosen))
+    assert 0 < chosen.sum() < 20
+    assert [split for _, split in pieces] == chosen.astype(int).tolist()
+    borders = [number for number in range(39) if chosen[number] != chosen[number + 1]]
+    assert [number for number, (piece, _) in enumerate(pieces) if piece.ends_document] == [*borders, 39]
+
+
+def test_a_text_that_changes_while_it_is_read_is_refused():
+    for chosen in (np.zeros(2, dtype=bool), np.zeros(4, dtype=bool)):
+        with pytest.raises(UserError, match="changed while it was read"):
+            list(module._with_split(source_of("a", "b", "c"), chosen))
 
 
 def test_two_documents_are_enough():
@@ -141,7 +162,7 @@ def test_the_vocabulary_is_cut_to_the_training_part(config, tmp_path):
     assert sorted(documents(corpus.train, corpus.tokenizer) + documents(corpus.val, corpus.tokenizer)) == sorted(
         stories(60)
     )
-    ids = np.concatenate([gpt2().encode(text) for text in documents(corpus.train, corpus.tokenizer)])
+    ids = np.concatenate([GPT2.encode(text) for text in documents(corpus.train, corpus.tokenizer)])
     common = np.bincount(ids).argmax()
     assert common in corpus.tokenizer.gpt2_ids
 
@@ -197,6 +218,15 @@ class TestCache:
         prepare(config, 50_257)
         (file,) = (tmp_path / "cache").glob("*/train.bin")
         file.write_bytes(file.read_bytes()[:-2])
+        with pytest.raises(UserError, match="damaged: delete that folder"):
+            prepare(config, 50_257)
+
+    @pytest.mark.parametrize("name", ["tokenizer.npz", "train.json", "val.bin"])
+    @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x")])
+    def test_a_damaged_file_is_refused(self, config, tmp_path, name, damage):
+        prepare(config, 50_257)
+        (file,) = (tmp_path / "cache").glob(f"*/{name}")
+        damage(file)
         with pytest.raises(UserError, match="damaged: delete that folder"):
             prepare(config, 50_257)
 

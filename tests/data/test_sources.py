@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import tracemalloc
 from functools import partial
 from itertools import pairwise
@@ -611,6 +610,14 @@ def test_hub_data_sets(here, hub):
     assert refusal("owner/name", text_field="body") == no_field
 
 
+def test_a_field_that_only_later_rows_have_is_not_passed_over(here):
+    Path("a.jsonl").write_text('{"title": "A title"}\n{"title": "B", "text": "the story itself"}\n')
+    start = (
+        "the first row of a.jsonl has no field 'text', but a later one has: choose it, or 'title', with --text_field"
+    )
+    assert refusal("a.jsonl") == start
+
+
 def test_validation_splits(here, hub):
     source = validation_source("owner/name")
     assert source.description == "hub data set owner/name, split valid"
@@ -646,9 +653,8 @@ def test_without_a_network_the_hub_is_given_up_soon(here, monkeypatch):
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    start = time.monotonic()
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: pytest.fail("would try again for half a minute"))
     message = refusal("tinystories")
-    assert time.monotonic() - start < 8
     assert message.startswith("cannot read roneneldan/TinyStories from the hub, and there is no such path here: ")
     assert "the hub does not answer (" in message
     assert message.endswith("; download a text file elsewhere and pass its path, or pass --dataset stories")

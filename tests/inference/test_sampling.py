@@ -18,6 +18,7 @@ LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
         (Sampling(top_p=0.65), [1, 3], [4 / 7, 3 / 7]),
         (Sampling(top_p=0.75), [1, 3, 2], [4 / 9, 3 / 9, 2 / 9]),
         (Sampling(top_p=1e-9), [1], [1.0]),
+        (Sampling(top_k=1, top_p=1e-17), [1], [1.0]),
         (Sampling(top_k=3, top_p=0.5), [1, 3], [4 / 7, 3 / 7]),  # 4/9 alone is under a half
         (Sampling(temperature=0.5), [1, 3, 2, 0], [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
     ],

@@ -58,11 +58,11 @@ def test_several_samples_are_told_apart(model_path, monkeypatch, capsys):
     assert capsys.readouterr().out == "--- 1 of 2 ---\nAxy\n\n--- 2 of 2 ---\nAxy\n\n"
 
 
+@pytest.mark.parametrize("samples", ["1", "2"])
 @pytest.mark.parametrize("prompt", ["", " ", "x" * 500, "日本 \ud800", "a\0b", "<|endoftext|>"])
-def test_odd_prompts_are_taken(model_path, prompt, capsys):
-    assert (
-        main(["generate", "--model_path", model_path, f"--prompt={prompt}", "--max_length", "20", "--seed", "0"]) == 0
-    )
+def test_odd_prompts_are_taken(model_path, prompt, samples, capsys):
+    flags = ["--max_length", "20", "--seed", "0", "--num_samples", samples]
+    assert main(["generate", "--model_path", model_path, f"--prompt={prompt}", *flags]) == 0
     assert capsys.readouterr().err == ""
 
 

@@ -76,7 +76,9 @@ def test_the_table_of_flags_gives_the_defaults():
     }
     assert len(table) >= 15
     for name, shown in table:
-        value = {None: "", False: "off", True: "on"}.get(defaults[name], defaults[name])
+        value = defaults[name]
+        if value is None or isinstance(value, bool):
+            value = {None: "", False: "off", True: "on"}[value]
         assert shown.strip("` ").split(":")[0] == str(value).replace("50257", "50,257"), name
 
 

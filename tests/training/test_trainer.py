@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slm import device
 from slm.cli import main as command
 from slm.cli import read_flags
 from slm.config import DataConfig, ModelConfig, TrainConfig
@@ -59,9 +60,9 @@ def final_weights(config):
     return load(config, "last.pt").weights
 
 
-def new_run(config):
+def new_run(config, dtype=torch.float32):
     trainer.open_folder(config, Path(config.out_dir))
-    return Run(config, prepare(config.data, config.model.vocab_size), CPU, torch.float32)
+    return Run(config, prepare(config.data, config.model.vocab_size), CPU, dtype)
 
 
 def test_a_run_learns_and_leaves_its_four_files(config, capsys):
@@ -144,7 +145,7 @@ def test_accumulated_gradients_equal_the_large_batch(config, tmp_path):
         (optimizer,) = run.optimizers
         optimizer.step = note
         run.time_limit = None
-        run._step(8, trainer.tqdm(disable=True))
+        run._step(8, trainer.tqdm(total=99, disable=True))
         gradients.append(kept)
         assert run.loss_sum.item() == pytest.approx(one.loss_sum.item(), rel=1e-6)
     assert gradients[0].keys() == gradients[1].keys() != set()
@@ -158,7 +159,7 @@ def test_gradients_are_clipped_and_the_norm_reported(config):
     seen = []
     (optimizer,) = run.optimizers
     optimizer.step = lambda: seen.append(torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm().item())
-    run._step(8, trainer.tqdm(disable=True))
+    run._step(8, trainer.tqdm(total=99, disable=True))
     assert seen == [pytest.approx(0.001, rel=1e-3)]
     assert run.gradient_norm > 0.1
 
@@ -214,6 +215,38 @@ def test_stopped_and_resumed_equals_undisturbed(config, tmp_path, changes, monke
         for each in (config, change(config, out_dir=str(tmp_path / "undisturbed")))
     ]
     assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("stop", [20, 21])
+def test_stopped_at_an_evaluation_it_is_made_on_resume(config, stop, monkeypatch, tmp_path):
+    config = change(config, max_steps=60)
+    final_weights(change(config, out_dir=str(tmp_path / "undisturbed")))
+    undisturbed = rows(change(config, out_dir=str(tmp_path / "undisturbed")))
+    step = Run._step
+
+    def interrupted(self, *arguments):
+        step(self, *arguments)
+        if self.state.step == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_step", interrupted)
+        assert main(config) == 128 + signal.SIGTERM
+    final_weights(dataclasses.replace(config, resume=True))
+    for name in ("step", "learning_rate", "gradient_norm", "val_loss"):
+        assert [row[name] for row in rows(config)] == [row[name] for row in undisturbed], name
+
+
+def test_a_longer_run_goes_on_evaluating(config):
+    main(change(config, max_steps=30))
+    main(change(config, max_steps=90, resume=True))
+    assert len([row for row in rows(config) if 30 < row["step"] < 90]) >= 2
+
+
+def test_another_way_to_give_the_length_replaces_the_old_one(config):
+    main(config)
+    resumed = read_flags("train", ["--resume", "--out_dir", config.out_dir, "--max_minutes", "1"])
+    assert (resumed.max_steps, resumed.max_minutes) == (None, 1.0)
 
 
 def test_resume_alone_continues_with_the_flags_of_the_run(config, monkeypatch):
@@ -319,18 +352,39 @@ def test_compiling_falls_back_with_one_line(config, monkeypatch, capsys):
     )
 
 
-def test_a_full_disk_loses_nothing(config, monkeypatch):
+@pytest.mark.parametrize("how", [{"resume": True, "max_steps": 20}, {"overwrite": True}])
+def test_a_disk_that_refuses_loses_nothing(config, how):
+    """No file may grow beyond 40 kB, which best_model.pt and last.pt do."""
+    resource = pytest.importorskip("resource")
     main(config)
-    before = (Path(config.out_dir) / "last.pt").read_bytes()
+    before = {name: (Path(config.out_dir) / name).read_bytes() for name in ("best_model.pt", "last.pt")}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"cannot write .*: File too large; what was there stays"):
+            main(change(config, **how))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert before == {name: (Path(config.out_dir) / name).read_bytes() for name in before}
 
-    def full(content, file):
-        file.write(b"half")
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="No space left on device; what was there stays"):
-        main(change(config, resume=True, max_steps=20))
-    assert (Path(config.out_dir) / "last.pt").read_bytes() == before
+def test_a_picture_that_cannot_be_written_does_not_stop_the_run(config, monkeypatch, capsys):
+    def refused(*_):
+        raise UserError("cannot write training.png: Permission denied")
+
+    monkeypatch.setattr(trainer.report, "draw", refused)
+    assert main(config) == 0
+    assert "warning: cannot write training.png" in capsys.readouterr().out
+
+
+def test_a_dollar_in_a_name_can_be_drawn(config, tmp_path):
+    (tmp_path / "a$_$.txt").write_text("<|endoftext|>".join(stories(80)))
+    assert main(change(config, data=dataclasses.replace(config.data, dataset=str(tmp_path / "a$_$.txt")))) == 0
+
+
+def test_training_on_the_built_in_stories_says_so(config, capsys):
+    main(change(config, data=dataclasses.replace(config.data, dataset="stories"), max_steps=1))
+    assert "training on the built-in stories; --dataset takes a text of yours" in capsys.readouterr().out
 
 
 def test_an_out_dir_that_is_a_file(config, tmp_path):
@@ -342,9 +396,46 @@ def test_an_out_dir_that_is_a_file(config, tmp_path):
 def test_fp16_on_a_cpu_and_a_missing_gpu_are_refused(config):
     with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
         main(change(config, precision="fp16"))
+    with pytest.raises(UserError, match=r"--min_lr 1.0 is above the peak rate, 0.024"):
+        main(change(config, min_lr=1.0))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"--device cuda is not available .*; there is: "):
             main(change(config, device="cuda", precision="fp32"))
+
+
+def test_an_overflow_in_fp16_lets_no_optimizer_step(config):
+    run = new_run(change(config, optimizer="muon"), torch.float16)
+    run.loss, run.time_limit = run.model.loss, None
+    before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
+    hook = run.model.blocks[0].mlp.up.weight.register_hook(lambda gradient: gradient * math.inf)
+    scale = run.scaler.get_scale()
+    run._step(8, trainer.tqdm(total=99, disable=True))
+    assert all(torch.equal(weight, before[name]) for name, weight in run.model.state_dict().items())
+    assert run.scaler.get_scale() == scale / 2
+    hook.remove()
+    run._step(8, trainer.tqdm(total=99, disable=True))
+    changed = [not torch.equal(weight, before[name]) for name, weight in run.model.state_dict().items()]
+    assert all(changed)
+    assert all(weight.isfinite().all() for weight in run.model.state_dict().values())
+
+
+def test_fp16_learns_as_fp32_does(config):
+    losses = []
+    for dtype in (torch.float32, torch.float16):
+        run = new_run(change(config, learning_rate=0.02, overwrite=True), dtype)
+        run.loss, run.time_limit = run.model.loss, None
+        for _ in range(30):
+            run._step(30, trainer.tqdm(total=99, disable=True))
+        losses.append(run._measure("val", None).loss)
+    assert losses[0] < math.log(400) - 1
+    assert losses[1] == pytest.approx(losses[0], abs=0.1)
+
+
+@pytest.mark.parametrize("seconds", [(1.0, 2.0, torch.bfloat16), (1.0, 1.2, torch.float32), (2.0, 1.0, torch.float32)])
+def test_auto_takes_bf16_on_a_cpu_only_where_it_is_clearly_faster(seconds, monkeypatch):
+    bf16, fp32, expected = seconds
+    monkeypatch.setattr(device, "_seconds", lambda dtype: {torch.bfloat16: bf16, torch.float32: fp32}[dtype])
+    assert device.pick_precision("auto", CPU) is expected
 
 
 @pytest.mark.parametrize("precision", ["bf16", "auto"])
