@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def text(tmp_path_factory):
     path = tmp_path_factory.mktemp("text") / "stories.txt"
     path.write_text("<|endoftext|>".join(stories(80)))
     return path
+
+
+@pytest.fixture(autouse=True)
+def called_by_script(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
 
 
 @pytest.fixture
@@ -450,6 +456,12 @@ def test_twice_the_same_run_gives_the_same_bits(config, tmp_path):
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
     different = final_weights(change(config, out_dir=str(tmp_path / "c"), seed=1))
     assert not torch.equal(first["token_embedding.weight"], different["token_embedding.weight"])
+
+
+def test_hints_name_the_command_as_it_was_called(monkeypatch):
+    assert trainer.command("generate") == "python generate.py"
+    monkeypatch.setattr(sys, "argv", ["/usr/local/bin/slm", "train"])
+    assert trainer.command("generate") == "slm generate"
 
 
 @pytest.mark.parametrize(
