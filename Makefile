@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: story test format clean
 
 story: .venv/installed
-	$(BIN)/python train.py --preset tiny --max_minutes 2.5 --out_dir runs/story --overwrite
+	$(BIN)/python train.py --preset tiny --max_minutes 2.75 --out_dir runs/story --overwrite
 	@for prompt in "Once upon a time" "One sunny morning, a brave girl named Mia" "There was once a little fox"; do \
 	  echo; $(BIN)/python generate.py --model_path runs/story/best_model.pt --prompt "$$prompt" --seed 1 || exit 1; done
 

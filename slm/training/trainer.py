@@ -94,7 +94,8 @@ class Run:
         self.out_dir = user_path(config.out_dir)
         self.shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
         torch.manual_seed(config.seed)
-        torch.set_float32_matmul_precision("high")  # TF32 where fp32 remains on CUDA
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")  # TF32 where fp32 remains
         self.model = GPT(self.shape).to(device)
         self.peak_rate = config.learning_rate or 1e-3 * 384 / self.shape.n_embd
         if config.min_lr > self.peak_rate:
@@ -516,8 +517,11 @@ def command(name: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`seconds` for people: 45 s, 12 min, 3 h 05 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
+    """`seconds` for people: 45 s, 2 min 42 s, 12 min, 3 h 05 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 600:
+        return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -465,7 +465,8 @@ def test_hints_name_the_command_as_it_was_called(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(45, "45 s"), (89.6, "90 s"), (120, "2 min"), (3599, "1 h 00 min"), (11_100, "3 h 05 min")]
+    ("seconds", "text"),
+    [(45, "45 s"), (59.4, "59 s"), (162, "2 min 42 s"), (720, "12 min"), (3599, "1 h 00 min"), (11_100, "3 h 05 min")],
 )
 def test_durations_are_readable(seconds, text):
     assert duration(seconds) == text
