@@ -77,7 +77,9 @@ class TrainConfig:
     schedule: Literal["cosine", "linear", "wsd"] = flag(
         "linear", "decay after warm-up; wsd: constant, then linear over the last fifth"
     )
-    warmup_steps: int | None = flag(None, "optimizer steps of linear warm-up; default: 5 % of the run")
+    warmup_steps: int | None = flag(
+        None, "optimizer steps of linear warm-up; default: 5 % of the run, or 20 in a short one"
+    )
     weight_decay: float = flag(0.1, "decay of matrices; biases and LayerNorms have none")
     beta1: float = flag(0.9, "AdamW's decay of the mean gradient")
     beta2: float = flag(0.95, "AdamW's decay of the mean squared gradient")

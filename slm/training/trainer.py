@@ -171,7 +171,9 @@ class Run:
         """One optimizer step, as a function of the step's number and the run's length."""
         config, step = self.config, self.state.step
         begun = time.perf_counter()
-        warmup = 0.05 * total_steps if config.warmup_steps is None else config.warmup_steps
+        warmup: float | None = config.warmup_steps
+        if warmup is None:  # fewer than some twenty steps harm a short run: docs/experiments.md
+            warmup = max(0.05 * total_steps, min(20, 0.2 * total_steps))
         self.state.rate = learning_rate(
             step,
             total_steps,
