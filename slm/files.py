@@ -31,9 +31,8 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         temporary = None
         sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        cause = (
-            error if isinstance(error, OSError) else error.__context__
-        )  # torch.save hides a full disk in its own error
+        # torch.save hides a full disk behind an error of its own.
+        cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
         kept = "; what was there stays" if path.exists() else ""

@@ -143,15 +143,15 @@ def _make_tokenizer(kind: str, vocab_size: int, source: Source, in_val: npt.NDAr
     if vocab_size == gpt2.vocab_size:
         return gpt2
     counts = np.zeros(gpt2.vocab_size, dtype=np.int64)
-    for _, ids in _encode_all(zip(in_training, repeat(0)), gpt2, source.size_bytes, "counting tokens"):
+    for _, ids, _ in _encode_all(zip(in_training, repeat(0)), gpt2, source.size_bytes, "counting tokens"):
         counts += np.bincount(ids, minlength=gpt2.vocab_size)
     return tokenizers.cut(counts, vocab_size)
 
 
 def _encode_all(
     pieces: Iterable[tuple[Piece, int]], tokenizer: Tokenizer, size_bytes: int | None, doing: str
-) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
-    """Encode (piece, split) pairs on all cores: yields (split, ids) in the order of each split's pieces."""
+) -> Iterator[tuple[int, npt.NDArray[np.uint32], int]]:
+    """Encode (piece, split) pairs on all cores: yields (split, ids, bytes) in the order of each split's pieces."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
     def ids_of(block: list[Piece]) -> tuple[npt.NDArray[np.uint32], int]:
@@ -183,7 +183,7 @@ def _encode_all(
             if waiting and (block is None or len(waiting) > 2 * workers):
                 ready, future = waiting.popleft()
                 ids, text_bytes = future.result()
-                yield ready, ids
+                yield ready, ids, text_bytes
                 progress.update(text_bytes)
 
 
@@ -201,11 +201,11 @@ def _write_tokens(
     pieces = _with_split(source, in_val)
     with ExitStack() as stack:
         files = [stack.enter_context((folder / f"{name}.bin").open("wb")) for name in names]
-        for which, ids in _encode_all(pieces, tokenizer, source.size_bytes, "tokenising"):
+        for which, ids, text_bytes in _encode_all(pieces, tokenizer, source.size_bytes, "tokenising"):
             files[which].write(ids.astype(kind).tobytes())
             facts[which]["tokens"] += len(ids)
             facts[which]["documents"] += int((ids == tokenizer.end_of_text).sum())
-            facts[which]["text_bytes"] += int(tokenizer.byte_counts[ids].sum())
+            facts[which]["text_bytes"] += text_bytes
     for name, fact in zip(names, facts, strict=True):
         (folder / f"{name}.json").write_text(json.dumps({**fact, "dtype": np.dtype(kind).name}))
 

@@ -145,7 +145,7 @@ class Run:
                     total_steps, share = self.planned_steps, min(1.0, state.step / self.planned_steps)
 
                 if self._evaluation_is_due(share):
-                    bar.write(self._evaluate(share))
+                    bar.write(self._evaluate())
                     if self.config.patience and state.evaluations_since_best >= self.config.patience:
                         bar.write(f"stopped early: {self.config.patience} evaluations without a better validation loss")
                         return None
@@ -265,18 +265,17 @@ class Run:
         if config.eval_every and not config.max_minutes:
             self.evaluations = max(1, self.planned_steps // config.eval_every)
         self.eval_batches = config.eval_batches or max(1, int(affordable / self.evaluations))
-        self.next_evaluation = 0.0  # share of the run that must be done
-        if self.state.rows:
-            last = self.state.rows[-1]
-            share = last["seconds"] / self.time_limit if self.time_limit else last["step"] / self.planned_steps
-            self.next_evaluation = (math.floor(share * self.evaluations) + 1) / self.evaluations
 
     def _evaluation_is_due(self, share: float) -> bool:
-        state = self.state
-        if state.rows and state.rows[-1]["step"] == state.step:
+        if not self.state.rows:
+            return True
+        last, every = self.state.rows[-1], self.config.eval_every
+        if last["step"] == self.state.step:
             return False
-        every = self.config.eval_every
-        return share >= 1 or (state.step % every == 0 if every else share >= self.next_evaluation)
+        if every:
+            return share >= 1 or self.state.step % every == 0
+        share_then = last["seconds"] / self.time_limit if self.time_limit else last["step"] / self.planned_steps
+        return share >= 1 or share >= (math.floor(share_then * self.evaluations) + 1) / self.evaluations
 
     def _measure(self, split: str, limit: int | None) -> Measures:
         tokens = self.corpus.train if split == "train" else self.corpus.val
@@ -284,13 +283,12 @@ class Run:
             self.model, tokens, self.corpus.tokenizer, batch_size=self.config.batch_size, dtype=self.dtype, limit=limit
         )
 
-    def _evaluate(self, share: float) -> str:
+    def _evaluate(self) -> str:
         """Measure both splits, keep the model if it is the best, bring metrics.csv and training.png up to date."""
         state = self.state
         train, val = self._measure("train", self.eval_batches), self._measure("val", self.eval_batches)
         better = val.loss < state.best_loss
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
-        self.next_evaluation = (math.floor(share * self.evaluations) + 1) / self.evaluations
         state.rows.append(
             report.row(
                 step=state.step,
@@ -309,7 +307,7 @@ class Run:
             self.save_best(train, val)
         if len(state.rows) == 1:  # a new run is on the disk: the state of one that it overwrites is of no use any more
             (self.out_dir / LAST).unlink(missing_ok=True)
-        warning = self._report(in_a_hurry=share < 1)
+        warning = self._report(in_a_hurry=True)
         return warning + (
             f"step {state.step:>6,}   training loss {train.loss:.4f}   validation loss {val.loss:.4f}, "
             f"{val.bits_per_byte:.4f} bits per byte, accuracy {val.accuracy:.1%}{'  best so far' if better else ''}"

@@ -204,7 +204,7 @@ class TestCache:
 
     def test_a_run_that_dies_leaves_nothing_to_be_used(self, config, tmp_path, monkeypatch):
         def dies(*arguments):
-            yield 0, np.arange(5, dtype=np.uint32)
+            yield 0, np.arange(5, dtype=np.uint32), 5
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
