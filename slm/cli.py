@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slm import __version__
-from slm.config import PRESETS, EvaluateConfig, GenerateConfig, TrainConfig, build, expected, flags, parse
+from slm.config import PRESETS, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig, build, expected, flags, parse
 from slm.errors import UserError
 
 _MISSING = object()  # the value of a flag that was given none
@@ -28,6 +28,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "train": (TrainConfig, "slm.training.trainer"),
     "generate": (GenerateConfig, "slm.inference.terminal"),
     "evaluate": (EvaluateConfig, "slm.training.evaluation"),
+    "export": (ExportConfig, "slm.export.command"),
 }
 
 

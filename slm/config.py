@@ -7,6 +7,7 @@ name. Nested dataclasses are flattened, so that `ModelConfig.n_layer` is simply 
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import types
 import typing
@@ -20,6 +21,21 @@ T = TypeVar("T")
 def flag(default: T, help: str) -> T:
     """A dataclass field with the help text that the command line shows."""
     return field(default=default, metadata={"help": help})
+
+
+# --format NAME -> the module of slm.export that writes it, and how its file's or folder's name ends
+EXPORT_FORMATS: Mapping[str, tuple[str, str]] = {
+    "onnx": ("onnx", ".onnx"),
+    "onnx-int8": ("onnx", ".int8.onnx"),
+    "onnx-int4": ("onnx", ".int4.onnx"),
+    "torchscript": ("torchscript", ".torchscript.pt"),
+    "torch_export": ("torch_export", ".pt2"),
+    "huggingface": ("huggingface", "-huggingface"),
+    "gguf": ("gguf", ".gguf"),
+    "gguf-q8_0": ("gguf", ".q8_0.gguf"),
+    "ctranslate2": ("ctranslate2", "-ctranslate2"),
+    "ctranslate2-int8": ("ctranslate2", "-ctranslate2-int8"),
+}
 
 
 @dataclass(frozen=True)
@@ -200,6 +216,28 @@ class EvaluateConfig:
         """One line for each value that cannot be used, with the mend."""
         if self.batch_size < 1:
             yield f"--batch_size must be at least 1, not {self.batch_size}"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write a trained model in the formats of other programs."""
+
+    model_path: str = flag("best_model.pt", "checkpoint to export")
+    format: str = flag("onnx", f"one or several, with commas between them: {', '.join(EXPORT_FORMATS)}")
+    out_dir: str | None = flag(None, "folder to write to; default: that of model_path")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        yield from format_problems("format", self.format)
+
+
+def format_problems(flag_name: str, formats: str) -> Iterator[str]:
+    """One line for each name in `formats`, separated by commas, that is no export format."""
+    for name in formats.split(","):
+        if name not in EXPORT_FORMATS:
+            near = difflib.get_close_matches(name, EXPORT_FORMATS, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPORT_FORMATS)}"
+            yield f"--{flag_name} {name!r} is no export format: {mend}"
 
 
 PRESETS: Mapping[str, Mapping[str, object]] = {

@@ -29,7 +29,7 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
         Path(temporary).chmod(0o666 & ~_umask())
         Path(temporary).replace(path)
         temporary = None
-        sync_folder(path.parent)
+        sync(path.parent)
     except (OSError, RuntimeError) as error:
         # torch.save hides a full disk behind an error of its own.
         cause = error if isinstance(error, OSError) else error.__context__
@@ -42,16 +42,44 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             Path(temporary).unlink(missing_ok=True)
 
 
+@contextmanager
+def publishing(path: Path) -> Iterator[Path]:
+    """A path of the same name where a file or folder can be made, which takes the place of `path` if the block ends well.
+
+    For what other programs write, or of several files. An old file or folder stays whole until the new one is on the
+    disk. Raises UserError where the disk is full or the folder cannot be written to, and where an old folder holds
+    something that the new one does not: that is not ours to delete.
+    """
+    try:
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name}.", ignore_cleanup_errors=True
+        ) as temporary:
+            made = Path(temporary) / path.name
+            yield made
+            if path.is_dir():
+                foreign = sorted({file.name for file in path.iterdir()} - {file.name for file in made.iterdir()})
+                if foreign:
+                    raise UserError(f"{path} holds {foreign[0]!r}, which is not of an export: take it out, or --out_dir")
+            for place in (made, *made.rglob("*")):
+                sync(place)
+            if path.is_dir():
+                path.rename(Path(temporary) / "old")
+            made.replace(path)
+            sync(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def user_path(text: str) -> Path:
     """The path that a user wrote, `~` being their home where there is one."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown ~name
 
 
-def sync_folder(folder: Path) -> None:
-    """Force a change of names in `folder` to the disk."""
-    if os.name == "nt":  # there a folder cannot be opened
+def sync(path: Path) -> None:
+    """Force a file, or a change of names in a folder, to the disk."""
+    if os.name == "nt" and path.is_dir():  # there a folder cannot be opened
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -31,7 +31,7 @@ from slm.data import tokenizer as tokenizers
 from slm.data.sources import END_OF_TEXT, Piece, Source, open_source, validation_source
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
-from slm.files import sync_folder, user_path
+from slm.files import sync, user_path
 
 BLOCK_CHARACTERS = 1 << 18  # text that one call of the tokenizer gets: long enough for threads not to wait on Python
 FORMAT = 1  # raise it when the same text would give other files
@@ -273,15 +273,14 @@ def _cached(cache_dir: Path, facts: Mapping[str, object], make: Callable[[Path],
             whole.mkdir()
             make(whole)
             for file in whole.iterdir():
-                with file.open("r+b") as written:
-                    os.fsync(written.fileno())
-            sync_folder(whole)
+                sync(file)
+            sync(whole)
             try:
                 whole.rename(cache_dir / key)
             except OSError:
                 if not (cache_dir / key).is_dir():  # another process was first
                     raise
-            sync_folder(cache_dir)
+            sync(cache_dir)
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"cannot write token files in {cache_dir}: {reason}; choose another --cache_dir") from error

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,24 @@ class Tokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; bytes that do not form a character are shown as U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def printable(self) -> list[str]:
+        """The name of each id, (vocab_size,), in GPT-2's printable alphabet: how other programs' files write tokens."""
+        character = {byte: character for character, byte in _byte_of_character().items()}
+        return ["".join(character[byte] for byte in token) for token in self.tokens[:-1]] + [END_OF_TEXT]
+
+    def merges(self) -> list[tuple[int, int]]:
+        """The two ids that each id of several bytes is merged from, in the order of the merges.
+
+        Raises ValueError where a token cannot be reached by merging tokens before it, as in a table made by hand.
+        """
+        ranks = {token: rank for rank, token in enumerate(self.tokens[:-1])}
+        merges = []
+        for token in self.tokens[:-1]:
+            if len(token) > 1:
+                *_, (left, right) = _merging(token, ranks)
+                merges.append((ranks[left], ranks[right]))
+        return merges
 
     def to_state(self) -> dict[str, object]:
         """Plain values and arrays that `from_state` makes the same tokenizer of."""
@@ -152,7 +170,7 @@ def cut(counts: npt.NDArray[np.int64], vocab_size: int) -> Tokenizer:
     ranks = {token: rank for rank, token in enumerate(tokens)}
     kept = set(range(256))
     for rank in np.argsort(-counts[:-1], kind="stable").tolist():
-        wanted = _ancestry(rank, tokens, ranks) - kept
+        wanted = {ranks[left + right] for left, right in _merging(tokens[rank], ranks)} - kept
         if len(kept) + len(wanted) < vocab_size:
             kept |= wanted
         if len(kept) == vocab_size - 1:
@@ -161,16 +179,17 @@ def cut(counts: npt.NDArray[np.int64], vocab_size: int) -> Tokenizer:
     return Tokenizer(f"gpt2-{vocab_size}", [tokens[i] for i in ids], np.array([*ids, len(tokens)], dtype=np.int32))
 
 
-def _ancestry(rank: int, tokens: Sequence[bytes], ranks: Mapping[bytes, int]) -> set[int]:
-    """The multi-byte tokens that merging leads through on the way to token `rank`, itself included."""
-    parts, made = [tokens[rank][i : i + 1] for i in range(len(tokens[rank]))], set()
+def _merging(token: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
+    """The pairs that are merged one after another to make `token` of its bytes; none for a single byte."""
+    parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 1:
-        pairs = [ranks.get(left + right, len(ranks)) for left, right in itertools.pairwise(parts)]
-        first = min(pairs)
-        made.add(first)
+        pairs = [left + right for left, right in itertools.pairwise(parts)]
+        first = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
+        if first not in ranks:
+            raise ValueError(f"{token!r} is not made by merging other tokens")
         at = pairs.index(first)
-        parts[at : at + 2] = [tokens[first]]
-    return made
+        yield parts[at], parts[at + 1]
+        parts[at : at + 2] = [first]
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
