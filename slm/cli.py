@@ -12,11 +12,23 @@ import io
 import os
 import shutil
 import sys
+import typing
 from collections.abc import Sequence
 from typing import Any
 
 from slm import __version__
-from slm.config import PRESETS, EvaluateConfig, ExportConfig, GenerateConfig, TrainConfig, build, expected, flags, parse
+from slm.config import (
+    PRESETS,
+    EvaluateConfig,
+    ExportConfig,
+    GenerateConfig,
+    ImportConfig,
+    TrainConfig,
+    build,
+    expected,
+    flags,
+    parse,
+)
 from slm.errors import UserError
 
 _MISSING = object()  # the value of a flag that was given none
@@ -29,6 +41,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "generate": (GenerateConfig, "slm.inference.terminal"),
     "evaluate": (EvaluateConfig, "slm.training.evaluation"),
     "export": (ExportConfig, "slm.export.command"),
+    "import": (ImportConfig, "slm.model.pretrained"),
 }
 
 
@@ -47,7 +60,7 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
         shown = "" if "default:" in text else f" (default: {str(default).lower() if kind is bool else default})"
         # Values stay strings and may be missing until all flags are read: argparse would stop at the first bad one.
         parser.add_argument(
-            f"--{name}", nargs="?", const="true" if kind is bool else _MISSING, default=None,
+            f"--{name}", nargs="?", const="true" if kind is bool else _MISSING, default=None, action="append",
             metavar=expected(kind), help=f"{text}{shown}".replace("%", "%%"),
         )  # fmt: skip
     given, unknown = parser.parse_known_args(list(arguments))
@@ -58,16 +71,20 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
         for before, argument in zip(["", *unknown], unknown, strict=False)
         if argument.startswith("--") or not before.startswith("--") or "=" in before  # else an unknown flag's value
     ]
-    for name, text in vars(given).items():
-        if text is None:
+    for name, texts in vars(given).items():
+        if texts is None:
             continue
-        if text is _MISSING:
-            problems.append(f"--{name} needs a value")
-            continue
+        kind = known[name][0]
+        several = typing.get_origin(kind) is tuple
         try:
-            values[name] = parse(known[name][0], text)
+            parsed = [parse(kind, text) for text in (texts if several else texts[-1:]) if text is not _MISSING]
         except ValueError:
-            problems.append(f"--{name} must be {expected(known[name][0])}, not {text!r}")
+            problems.append(f"--{name} must be {expected(kind)}, not {texts[-1]!r}")
+            continue
+        if len(parsed) < (len(texts) if several else 1):
+            problems.append(f"--{name} needs a value")
+        else:
+            values[name] = tuple(parsed) if several else parsed[0]
     if "preset" in values and values["preset"] not in PRESETS:
         problems.append(f"--preset must be one of {', '.join(PRESETS)}, not {values['preset']!r}")
     base = PRESETS.get(str(values.get("preset")), {})
@@ -78,6 +95,16 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
         if values.keys() & LENGTHS:  # a new length takes the place of the old one, however that was given
             stored = {name: value for name, value in stored.items() if name not in LENGTHS}
         base = {**stored, **base}
+    elif "init_from" in values:
+        from slm.training.trainer import shape_of
+
+        shape = shape_of(str(values["init_from"]))
+        problems += [
+            f"--{name} {values[name]}: the model of --init_from has {value}, and it stays so"
+            for name, value in shape.items()
+            if values.get(name, value) != value
+        ]
+        base = {**base, **shape}
     config = build(config_class, {**base, **values})
     problems.extend(config.problems())
     if problems:

@@ -113,7 +113,9 @@ class TrainConfig:
         None, "batches of each split in an evaluation; default: what costs under 5 % of the run"
     )
     save_every: float = flag(5.0, "minutes between saves of last.pt, from which --resume continues")
-    out_dir: str = flag(".", "folder for best_model.pt, last.pt, metrics.csv and training.png")
+    init_from: str | None = flag(None, "model to go on from: its weights, shape and tokenizer; the text may be another")
+    export: str = flag("onnx", "formats to write the best model in at the end, as in slm export; none: no other")
+    out_dir: str = flag(".", "folder for best_model.pt, best_model.onnx, last.pt, metrics.csv and training.png")
     resume: bool = flag(False, "continue the run in out_dir")
     overwrite: bool = flag(False, "replace the run in out_dir")
 
@@ -134,7 +136,7 @@ class TrainConfig:
             yield f"--n_embd {model.n_embd} is not divisible by --n_head {model.n_head}: try --n_embd {near}"
         if model.vocab_size < 257:
             yield f"--vocab_size must be at least 257 (256 bytes and the end of text), not {model.vocab_size}"
-        if data.tokenizer == "gpt2" and model.vocab_size > 50_257:
+        if data.tokenizer == "gpt2" and model.vocab_size > 50_257 and self.init_from is None:
             yield f"--vocab_size {model.vocab_size} is above GPT-2's 50,257: leave it out, or use --tokenizer bpe"
         if not 0 <= model.dropout < 1:
             yield f"--dropout must be from 0 to under 1, not {model.dropout}"
@@ -165,44 +167,74 @@ class TrainConfig:
             yield "--max_steps and --max_minutes exclude each other: give one"
         if self.resume and self.overwrite:
             yield "--resume and --overwrite exclude each other: continue the run, or replace it"
+        if self.init_from is not None and data.tokenizer != "gpt2":
+            yield "--init_from and --tokenizer exclude each other: the model brings its tokenizer"
+        if self.export != "none":
+            yield from format_problems("export", self.export)
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
     """Let a trained model continue a text."""
 
-    model_path: str = flag("best_model.pt", "checkpoint to load")
+    model_path: str = flag("best_model.pt", "model to load: .pt, .onnx, a run's folder, or one for transformers")
     prompt: str = flag("", "text to continue; empty: start a new story")
+    prompt_file: str | None = flag(None, "file with a prompt on each line, instead of --prompt")
+    interactive: bool = flag(False, "ask for prompts, one after another")
     max_length: int = flag(200, "tokens to add at most; a story that ends stops before")
-    num_samples: int = flag(1, "continuations to write")
+    num_samples: int = flag(1, "continuations to write of each prompt")
     temperature: float = flag(0.8, "0: always the likeliest token; 1: as the model believes; above: bolder")
     top_k: int = flag(0, "choose among the k likeliest tokens; 0: all")
     top_p: float = flag(0.95, "choose among the likeliest tokens that together have this probability; 1: all")
+    min_p: float = flag(0.0, "choose among tokens at least this share as likely as the likeliest; 0: all")
+    repetition_penalty: float = flag(1.0, "above 1: tokens that were there already become less likely")
+    stop: tuple[str, ...] = flag((), "end before this text; may be given several times; default: at the story's end")
     seed: int | None = flag(None, "the same seed writes the same text; default: a new one each time")
+    logprobs: bool = flag(False, "print JSON: each token with its probability and the five likeliest")
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to run; auto: a GPU where there is one")
+    threads: int | None = flag(None, "CPU cores to use; default: as many as are fast for what is asked")
 
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
-        if self.max_length < 1:
-            yield f"--max_length must be at least 1, not {self.max_length}"
-        if self.num_samples < 1:
-            yield f"--num_samples must be at least 1, not {self.num_samples}"
+        for name, value in {
+            "max_length": self.max_length,
+            "num_samples": self.num_samples,
+            "threads": self.threads,
+        }.items():
+            if value is not None and value < 1:
+                yield f"--{name} must be at least 1, not {value}"
         if not 0 <= self.temperature < math.inf:
             yield f"--temperature must be 0 or more, not {self.temperature}"
         if self.top_k < 0:
             yield f"--top_k must be 0 or more, not {self.top_k}"
         if not 0 < self.top_p <= 1:
             yield f"--top_p must be above 0 and at most 1, not {self.top_p}"
+        if not 0 <= self.min_p <= 1:
+            yield f"--min_p must be from 0 to 1, not {self.min_p}"
+        if not 0 < self.repetition_penalty < math.inf:
+            yield f"--repetition_penalty must be above 0, not {self.repetition_penalty}"
+        if "" in self.stop:
+            yield "--stop must not be empty"
         if self.seed is not None and self.seed < 0:
             yield f"--seed must be 0 or more, not {self.seed}"
+        if self.temperature == 0 and self.num_samples > 1:
+            yield f"--temperature 0 always writes the same text: {self.num_samples} samples need a higher one"
+        given = {
+            "prompt": self.prompt != "", "prompt_file": self.prompt_file is not None, "interactive": self.interactive,
+        }  # fmt: skip
+        if sum(given.values()) > 1:
+            yield f"{' and '.join(f'--{name}' for name, is_given in given.items() if is_given)} exclude each other"
+        if self.interactive and (self.logprobs or self.num_samples > 1):
+            yield f"--interactive shows one growing text: leave out --{'logprobs' if self.logprobs else 'num_samples'}"
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a trained model on a text."""
 
-    model_path: str = flag("best_model.pt", "checkpoint to load")
+    model_path: str = flag("best_model.pt", "model to load: .pt, .onnx, a run's folder, or one for transformers")
     dataset: str = flag("stories", DataConfig.__dataclass_fields__["dataset"].metadata["help"])
+    text: str | None = flag(None, "this text itself, instead of a dataset")
     text_field: str = flag("text", DataConfig.__dataclass_fields__["text_field"].metadata["help"])
     errors: Literal["strict", "replace"] = flag("strict", DataConfig.__dataclass_fields__["errors"].metadata["help"])
     cache_dir: str = flag("~/.cache/slm", "where token files are kept for the next run")
@@ -216,6 +248,10 @@ class EvaluateConfig:
         """One line for each value that cannot be used, with the mend."""
         if self.batch_size < 1:
             yield f"--batch_size must be at least 1, not {self.batch_size}"
+        if self.text == "":
+            yield "--text must not be empty"
+        if self.text is not None and self.dataset != "stories":
+            yield "--text and --dataset exclude each other"
 
 
 @dataclass(frozen=True)
@@ -229,6 +265,20 @@ class ExportConfig:
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
         yield from format_problems("format", self.format)
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Make a checkpoint of a GPT-2 in the layout of the transformers library."""
+
+    from_: str = flag("", "folder with config.json, weights, tokenizer, or a hub name like gpt2; no default: give one")
+    out_dir: str = flag(".", "folder for best_model.pt")
+    overwrite: bool = flag(False, "replace the best_model.pt in out_dir")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        if not self.from_:
+            yield "--from is missing: give a folder with a config.json, or the name of a model on the hub"
 
 
 def format_problems(flag_name: str, formats: str) -> Iterator[str]:
@@ -259,14 +309,14 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
 
 
 def flags(config_class: type) -> dict[str, tuple[Any, str, object]]:
-    """The flags of a config class, nested ones flattened: name -> (type, help, default)."""
+    """The flags of a config class, nested ones flattened: name -> (type, help, default); `from_` is --from."""
     found: dict[str, tuple[Any, str, object]] = {}
     hints = typing.get_type_hints(config_class)
     for entry in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(hints[entry.name]):
             found |= flags(hints[entry.name])
         else:
-            found[entry.name] = (hints[entry.name], entry.metadata["help"], entry.default)
+            found[entry.name.removesuffix("_")] = (hints[entry.name], entry.metadata["help"], entry.default)
     return found
 
 
@@ -275,7 +325,7 @@ def settings(config: object) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, entry.name)
-        found |= settings(value) if dataclasses.is_dataclass(value) else {entry.name: value}
+        found |= settings(value) if dataclasses.is_dataclass(value) else {entry.name.removesuffix("_"): value}
     return found
 
 
@@ -286,19 +336,21 @@ def build(config_class: type[T], values: Mapping[str, object]) -> T:
     for entry in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if dataclasses.is_dataclass(hints[entry.name]):
             arguments[entry.name] = build(hints[entry.name], values)
-        elif entry.name in values:
-            arguments[entry.name] = values[entry.name]
+        elif entry.name.removesuffix("_") in values:
+            arguments[entry.name] = values[entry.name.removesuffix("_")]
     return config_class(**arguments)
 
 
 def parse(kind: Any, text: str) -> object:
-    """`text` as a value of the type `kind`: int, float, bool, str, Literal[...], or one of these with None.
+    """`text` as a value of the type `kind`: int, float, bool, str, Literal[...], one of these with None or in a tuple.
 
     Raises ValueError where it is none; `expected` says what would be.
     """
     kind, may_be_none = _without_none(kind)
     if may_be_none and text.lower() == "none":
         return None
+    if typing.get_origin(kind) is tuple:
+        return parse(typing.get_args(kind)[0], text)
     if kind is bool:
         return ("false", "true").index(text.lower()) == 1
     if typing.get_origin(kind) is Literal:
@@ -309,6 +361,8 @@ def parse(kind: Any, text: str) -> object:
 def expected(kind: Any) -> str:
     """What a value of the type `kind` looks like, in short."""
     kind, _ = _without_none(kind)
+    if typing.get_origin(kind) is tuple:
+        return expected(typing.get_args(kind)[0])
     if typing.get_origin(kind) is Literal:
         return "|".join(typing.get_args(kind))
     return {int: "INTEGER", float: "NUMBER", bool: "true|false", str: "TEXT"}[kind]

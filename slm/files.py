@@ -44,7 +44,7 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 @contextmanager
 def publishing(path: Path) -> Iterator[Path]:
-    """A path of the same name where a file or folder can be made, which takes the place of `path` if the block ends well.
+    """A path of the same name for a file or folder to make, which takes the place of `path` when the block ends well.
 
     For what other programs write, or of several files. An old file or folder stays whole until the new one is on the
     disk. Raises UserError where the disk is full or the folder cannot be written to, and where an old folder holds
@@ -59,7 +59,9 @@ def publishing(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 foreign = sorted({file.name for file in path.iterdir()} - {file.name for file in made.iterdir()})
                 if foreign:
-                    raise UserError(f"{path} holds {foreign[0]!r}, which is not of an export: take it out, or --out_dir")
+                    raise UserError(
+                        f"{path} holds {foreign[0]!r}, which is not of an export: take it out, or --out_dir"
+                    )
             for place in (made, *made.rglob("*")):
                 sync(place)
             if path.is_dir():
@@ -73,6 +75,19 @@ def publishing(path: Path) -> Iterator[Path]:
 def user_path(text: str) -> Path:
     """The path that a user wrote, `~` being their home where there is one."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown ~name
+
+
+def find_model(path: Path) -> Path:
+    """`path` itself, or where it is a run's folder the model in it. Raises UserError where that holds none."""
+    if not path.is_dir() or (path / "config.json").exists():
+        return path
+    names = ("best_model.pt", "best_model.onnx")
+    for name in names:
+        if (path / name).exists():
+            return path / name
+    raise UserError(
+        f"{path} holds no model: neither {' nor '.join(names)}, nor the config.json of a transformers model"
+    )
 
 
 def sync(path: Path) -> None:

@@ -8,11 +8,9 @@ import re
 import sys
 from pathlib import Path
 
+from slm.config import GenerateConfig
 from slm.data import stories as grammar
-from slm.inference.generator import generate
-from slm.inference.sampling import Sampling
-from slm.inference.torch_engine import TorchEngine
-from slm.model import checkpoint
+from slm.inference.text import load
 
 NAMES = {name for names in grammar.NAMES.values() for name in names}
 SAMPLES = 100
@@ -33,19 +31,12 @@ def main(model_path: str, said: str) -> None:
     shown = Path(said).read_text().strip().split("\n\n")[-3:]
     for story in shown:
         assert is_whole(story), story
-    loaded = checkpoint.load(Path(model_path))
-    tokenizer = loaded.tokenizer
-    prompt = [tokenizer.end_of_text, *tokenizer.encode("Once upon a time").tolist()]
-    samples: list[list[int]] = [[] for _ in range(SAMPLES)]
-    for row in generate(
-        TorchEngine(loaded.model()), prompt, max_length=200, stop_token=tokenizer.end_of_text,
-        sampling=Sampling(0.8, top_p=0.95), num_samples=SAMPLES, seed=0,
-    ):  # fmt: skip
-        for sample, token in zip(samples, row, strict=True):
-            if token is not None:
-                sample.append(token)
-    texts = ["Once upon a time" + tokenizer.decode(sample) for sample in samples]
-    ended = sum(len(sample) < 200 for sample in samples)
+    texts, tokens = ["Once upon a time"] * SAMPLES, [0] * SAMPLES
+    how = GenerateConfig(num_samples=SAMPLES, max_length=200, seed=0)
+    for piece in load(model_path, many=True).write(["Once upon a time"], how):
+        texts[piece.number] += piece.text
+        tokens[piece.number] += piece.token is not None
+    ended = sum(count < 200 for count in tokens)
     whole, kept = sum(map(is_whole, texts)), sum(map(keeps_its_characters, texts))
     print(f"of {SAMPLES} stories {ended} end by themselves, {whole} are whole sentences, {kept} keep their characters")
     assert ended >= 95

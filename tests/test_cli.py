@@ -87,6 +87,7 @@ def test_all_bad_flags_are_reported_together():
         ("--seed -1", "--seed must be from 0"),
         ("--max_steps 5 --max_minutes 5", "exclude each other"),
         ("--resume --overwrite", "exclude each other"),
+        ("--export onnx,gguff", "--export 'gguff' is no export format: did you mean gguf?"),
         ("--preset huge", "--preset must be one of tiny, small, gpt2, gpt2-medium, not 'huge'"),
         ("--batch_size 1.5", "--batch_size must be INTEGER, not '1.5'"),
         ("--bias perhaps", "--bias must be true|false"),
@@ -110,10 +111,37 @@ def test_each_bad_value_has_one_line(arguments, part):
         ("--top_p 0", "--top_p"),
         ("--top_p 1.1", "--top_p"),
         ("--seed -1", "--seed"),
+        ("--min_p 1.5", "--min_p must be from 0 to 1, not 1.5"),
+        ("--repetition_penalty 0", "--repetition_penalty must be above 0"),
+        ("--stop=", "--stop must not be empty"),
+        ("--threads 0", "--threads must be at least 1"),
+        ("--temperature 0 --num_samples 3", "3 samples need a higher one"),
+        ("--prompt x --prompt_file y", "--prompt and --prompt_file exclude each other"),
+        ("--interactive --logprobs", "leave out --logprobs"),
+        ("--stop", "--stop needs a value"),
     ],
 )
 def test_bad_sampling_flags(arguments, part):
     (problem,) = problems(*arguments.split(), command="generate")
+    assert part in problem
+
+
+def test_a_flag_that_may_be_given_several_times():
+    assert read_flags("generate", []).stop == ()
+    assert read_flags("generate", ["--stop", "a", "--stop=b", "--seed", "1", "--seed", "2"]).stop == ("a", "b")
+    assert read_flags("generate", ["--seed", "1", "--seed", "2"]).seed == 2
+
+
+@pytest.mark.parametrize(
+    ("formats", "part"),
+    [
+        ("onx", "did you mean onnx?"),
+        ("onnx,zip", "'zip' is no export format: there are onnx, "),
+        ("", "'' is no export"),
+    ],
+)
+def test_unknown_export_formats(formats, part):
+    (problem,) = problems(f"--format={formats}", command="export")
     assert part in problem
 
 

@@ -60,8 +60,8 @@ class Corpus:
     fingerprint: str  # of everything that the tokens depend on
 
 
-def prepare(config: DataConfig, vocab_size: int) -> Corpus:
-    """The tokens of `config.dataset`, from the cache where it has them.
+def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Corpus:
+    """The tokens of `config.dataset`, from the cache where it has them; with `tokenizer`, or the one of `config`.
 
     Raises UserError where the text cannot be read, or is too short to divide.
     """
@@ -74,19 +74,22 @@ def prepare(config: DataConfig, vocab_size: int) -> Corpus:
     facts = {
         "source": source.fingerprint,
         "validation": val_source.fingerprint if val_source else config.val_fraction,
-        "tokenizer": config.tokenizer,
-        "vocab_size": vocab_size,
+        **(
+            {"tokenizer": config.tokenizer, "vocab_size": vocab_size}
+            if tokenizer is None
+            else {"vocabulary": tokenizer.fingerprint}
+        ),
     }
 
     def make(folder: Path) -> None:
         in_val = None if val_source else choose_validation(source, config.val_fraction)
-        tokenizer = _make_tokenizer(config.tokenizer, vocab_size, source, in_val)
-        _write_tokenizer(folder, tokenizer)
+        made = tokenizer or _make_tokenizer(config.tokenizer, vocab_size, source, in_val)
+        _write_tokenizer(folder, made)
         if val_source:
-            _write_tokens(folder, source, tokenizer)
-            _write_tokens(folder, val_source, tokenizer, split="val")
+            _write_tokens(folder, source, made)
+            _write_tokens(folder, val_source, made, split="val")
         else:
-            _write_tokens(folder, source, tokenizer, in_val)
+            _write_tokens(folder, source, made, in_val)
 
     folder = _cached(user_path(config.cache_dir), facts, make)
     tokenizer = _read_tokenizer(folder)

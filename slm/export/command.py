@@ -10,21 +10,19 @@ check(loaded, path, format)   load it with the program that it is for and compar
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from slm.config import EXPORT_FORMATS, ExportConfig
 from slm.errors import UserError
-from slm.files import publishing, user_path
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
+from slm.files import find_model, publishing, user_path
+from slm.model.checkpoint import Checkpoint, open_model
 
 
 def main(config: ExportConfig) -> None:
     """`slm export`: write each format asked for, and say what came of it."""
-    model_path = user_path(config.model_path)
-    loaded = checkpoint.load(model_path)
+    model_path = find_model(user_path(config.model_path))
+    loaded = open_model(model_path)
     out_dir = model_path.parent if config.out_dir is None else user_path(config.out_dir)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -34,7 +32,7 @@ def main(config: ExportConfig) -> None:
     for format in dict.fromkeys(config.format.split(",")):
         try:
             print(export(loaded, format, out_dir / model_path.stem))
-        except UserError as error:  # the other formats are still written
+        except UserError as error:  # noqa: PERF203 - the other formats are still written
             problems += error.problems
     if problems:
         raise UserError(*problems)
@@ -54,7 +52,9 @@ def export(loaded: Checkpoint, format: str, base: Path) -> str:
             module.write(loaded, temporary, format)
         except ModuleNotFoundError as error:
             mend = 'python -m pip install "small-language-model[export]"'
-            raise UserError(f"{format} needs the Python package {error.name!r}, which is not installed: {mend}") from error
+            raise UserError(
+                f"{format} needs the Python package {error.name!r}, which is not installed: {mend}"
+            ) from error
         except UserError as error:
             raise UserError(*(f"{format}: {problem}" for problem in error.problems)) from error
         size = sum(file.stat().st_size for file in _files(temporary))

@@ -2,46 +2,111 @@
 
 from __future__ import annotations
 
-import codecs
+import json
+import math
 import sys
+from collections.abc import Sequence
 
 from slm.config import GenerateConfig
-from slm.device import pick_device
+from slm.errors import UserError
 from slm.files import user_path
-from slm.inference.generator import generate
-from slm.inference.sampling import Sampling
-from slm.inference.torch_engine import TorchEngine
-from slm.model import checkpoint
+from slm.inference.generator import Token
+from slm.inference.text import TextModel, load
+
+ALTERNATIVES = 5  # that --logprobs tells with each token
 
 
 def main(config: GenerateConfig) -> None:
-    """`slm generate`: one sample is shown as it grows, several when whole."""
-    loaded = checkpoint.load(user_path(config.model_path))
-    engine = TorchEngine(loaded.model(pick_device(config.device)))
-    tokenizer = loaded.tokenizer
-    # A text begins after the end of another one, as in training.
-    prompt = [tokenizer.end_of_text, *tokenizer.encode(config.prompt).tolist()]
-    prompt_text = tokenizer.decode(prompt)
-    steps = generate(
-        engine, prompt,
-        max_length=config.max_length, num_samples=config.num_samples, seed=config.seed,
-        stop_token=tokenizer.end_of_text,
-        sampling=Sampling(config.temperature, config.top_k, config.top_p),
-    )  # fmt: skip
-    if config.num_samples == 1:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a character may end in the next token
-        _show(prompt_text)
-        for (token,) in steps:
-            _show(decoder.decode(tokenizer.decode_bytes([token] if token is not None else [])))
-        _show(decoder.decode(b"", final=True) + "\n")
+    """`slm generate`: one text is shown as it grows, several when whole, and with --logprobs a line of JSON each."""
+    prompts = [config.prompt] if config.prompt_file is None else read_prompts(config.prompt_file)
+    many = len(prompts) * config.num_samples > 1
+    model = load(config.model_path, device=config.device, threads=config.threads, many=many)
+    if config.interactive:
+        interactive(model, config)
         return
-    samples: list[list[int]] = [[] for _ in range(config.num_samples)]
-    for tokens in steps:
-        for sample, token in zip(samples, tokens, strict=True):
-            if token is not None:
-                sample.append(token)
-    for number, sample in enumerate(samples, 1):
-        _show(f"--- {number} of {config.num_samples} ---\n{prompt_text}{tokenizer.decode(sample)}\n\n")
+    for prompt in prompts:
+        tokens = len(model.encode(prompt))
+        if tokens > model.context_length:
+            note = f"note: of the prompt's {tokens} tokens the model reads the last {model.context_length}"
+            print(note, file=sys.stderr)
+    if many or config.logprobs:
+        whole(model, prompts, config)
+    else:
+        grow(model, prompts[0], config)
+
+
+def read_prompts(prompt_file: str) -> list[str]:
+    """The lines of a UTF-8 file that are not empty. Raises UserError where it cannot be read or has none."""
+    path = user_path(prompt_file)
+    try:
+        prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise UserError(f"cannot read --prompt_file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--prompt_file {path} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+        ) from error
+    if not prompts:
+        raise UserError(f"--prompt_file {path} holds no prompt: write one on each line")
+    return prompts
+
+
+def grow(model: TextModel, prompt: str, config: GenerateConfig) -> None:
+    """Show one text as it is written."""
+    _show(shown(model, prompt))
+    for piece in model.write([prompt], config):
+        _show(piece.text)
+    _show("\n")
+
+
+def whole(model: TextModel, prompts: Sequence[str], config: GenerateConfig) -> None:
+    """Show each text when all of its batch are written."""
+    count = len(prompts) * config.num_samples
+    texts = [""] * count
+    tokens: list[list[Token]] = [[] for _ in range(count)]
+    for piece in model.write(prompts, config, ALTERNATIVES if config.logprobs else None):
+        texts[piece.number] += piece.text
+        if piece.token is not None:
+            tokens[piece.number].append(piece.token)
+    for number, text in enumerate(texts):
+        prompt = shown(model, prompts[number // config.num_samples])
+        if config.logprobs:
+            _show(json.dumps({"prompt": prompt, "text": text, "tokens": explained(model, tokens[number])}) + "\n")
+        else:
+            _show(f"--- {number + 1} of {count} ---\n{prompt}{text}\n\n")
+
+
+def explained(model: TextModel, tokens: Sequence[Token]) -> list[dict[str, object]]:
+    """Tokens for JSON, with probabilities from 0 to 1; half a character is shown as U+FFFD."""
+
+    def entry(id: int, logprob: float | None) -> dict[str, object]:
+        return {"token": model.tokenizer.decode([id]), "id": id, "probability": math.exp(logprob or 0.0)}
+
+    return [
+        {**entry(token.id, token.logprob), "alternatives": [entry(*other) for other in token.alternatives]}
+        for token in tokens
+    ]
+
+
+def interactive(model: TextModel, config: GenerateConfig) -> None:
+    """Ask for a prompt, show a story, and ask again, until the input ends; Ctrl-C ends a story early."""
+    print("type the beginning of a story and press Enter; an empty line ends", file=sys.stderr)
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            prompt = ""
+        if not prompt:
+            return
+        try:
+            grow(model, prompt, config)
+        except KeyboardInterrupt:
+            _show("\n")
+
+
+def shown(model: TextModel, prompt: str) -> str:
+    """`prompt` as the model reads it, whatever bytes it came in."""
+    return model.tokenizer.decode(model.encode(prompt))
 
 
 def _show(text: str) -> None:

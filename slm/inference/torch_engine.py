@@ -2,37 +2,62 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Sequence
 
-from slm.inference.generator import Ids, Logits
+import numpy as np
+import torch
+from torch import Tensor
+
+from slm.inference.generator import Ids
+from slm.inference.sampling import Logits
 from slm.model.gpt import GPT
-from slm.model.kv_cache import KVCache
 
 
 class TorchEngine:
-    """Keeps the keys and values of what it has read, and runs the output layer over the last token only."""
+    """Keeps the keys and values of what it has read, and runs the output layer over last tokens only."""
 
     def __init__(self, model: GPT):
         self.model = model.eval()
         self.context_length = model.config.context_length
-        self._cache: KVCache | None = None
+        self._cache = model.new_cache(0)
 
     @torch.inference_mode()
-    def prefill(self, ids: Ids) -> Logits:
-        """Forget what was, read ids (B, T): the logits of the next token, (B, V)."""
-        if self._cache is None or self._cache.batch_size != len(ids):
-            self._cache = self.model.new_cache(len(ids))
-        self._cache.clear()
-        return self._read(torch.from_numpy(ids))
+    def prefill(self, prompts: Sequence[Ids]) -> Logits:
+        """Read new sequences of at least one token and add them to the batch's end: their next logits, (new, V)."""
+        lengths = [len(prompt) for prompt in prompts]
+        ids = np.zeros((len(prompts), max(lengths)), dtype=np.int64)  # padded on the right, where nobody looks
+        for row, prompt in zip(ids, prompts, strict=True):
+            row[: len(prompt)] = prompt
+        cache = self.model.new_cache(len(prompts))
+        hidden = self.model.hidden(self._on_device(ids), cache)
+        cache.set_lengths(lengths)
+        if self._cache.lengths:
+            self._cache.append(cache)
+        else:
+            self._cache = cache
+        return self._logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
 
     @torch.inference_mode()
     def decode(self, ids: Ids) -> Logits:
-        """Read one more token of each sequence, ids (B,): the logits of the next one, (B, V)."""
-        return self._read(torch.from_numpy(ids).unsqueeze(1))
+        """Read one more token of each sequence, ids (B,): the next logits, (B, V)."""
+        return self._logits(self.model.hidden(self._on_device(ids[:, None]), self._cache)[:, -1])
 
-    def _read(self, ids: torch.Tensor) -> Logits:
-        weight = self.model.token_embedding.weight
-        last = self.model.hidden(ids.to(weight.device), self._cache)[:, -1]  # (B, C)
-        logits: Logits = F.linear(last, weight).float().cpu().numpy()
-        return logits
+    @torch.inference_mode()
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make the batch of the sequences in these places, in this order."""
+        if not rows:
+            self._cache = self.model.new_cache(0)
+        else:
+            self._cache.keep(rows)
+
+    def _on_device(self, ids: Ids) -> Tensor:
+        return torch.from_numpy(ids).to(self.model.token_embedding.weight.device)
+
+    def _logits(self, hidden: Tensor) -> Logits:
+        """(B, C) -> (B, V)."""
+        # This way round, and with two columns instead of one, the product runs on all cores: with MKL it took 1.4 ms
+        # instead of 4.8 for one token of the default model.
+        columns = hidden.T if len(hidden) > 1 else hidden.T.expand(-1, 2)
+        logits = (self.model.token_embedding.weight @ columns)[:, : len(hidden)]
+        result: Logits = logits.T.contiguous().float().cpu().numpy()
+        return result

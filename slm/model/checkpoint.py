@@ -19,7 +19,7 @@ from torch import Tensor
 from slm.config import ModelConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
-from slm.files import replacing
+from slm.files import find_model, replacing
 from slm.model.gpt import GPT
 
 FORMAT, VERSION = "small-language-model", 1
@@ -64,6 +64,14 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
         content["training"] = dict(checkpoint.training)
     with replacing(path) as file:
         torch.save(content, file)
+
+
+def open_model(path: Path) -> Checkpoint:
+    """The checkpoint in a file or a run's folder, or what a transformers folder becomes. Raises UserError as `load`."""
+    from slm.model import pretrained
+
+    path = find_model(path)
+    return pretrained.load(str(path)) if path.is_dir() else load(path)
 
 
 def load(path: Path) -> Checkpoint:

@@ -29,19 +29,16 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.projection = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
+        """(B, T, C) -> (B, T, C). mask (T, S) or (B, 1, T, S): what may be looked at; None: all up to oneself."""
         B, T, C = x.shape
         # Three (B, H, T, D), views of one (B, T, 3C).
         q, k, v = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head).permute(2, 0, 3, 1, 4)
         if cache is not None:
             k, v = cache.extend(self.layer, k, v)  # (B, H, S, D)
-        S = k.size(2)
-        # A token may look at all S where it is the last; with several new ones behind a cache the mask says who may.
-        mask = torch.ones(T, S, dtype=torch.bool, device=x.device).tril(S - T) if 1 < T < S else None
         with contextlib.nullcontext() if self.flash else sdpa_kernel(SDPBackend.MATH):
             y = F.scaled_dot_product_attention(
-                q, k, v, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=T == S and T > 1
+                q, k, v, mask, dropout_p=self.dropout if self.training else 0.0, is_causal=mask is None and T > 1
             )
         return self.projection(y.transpose(1, 2).reshape(B, T, C))
 
@@ -70,9 +67,9 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | None, mask: Tensor | None) -> Tensor:
         """(B, T, C) -> (B, T, C)."""
-        x = x + self.dropout(self.attention(self.attention_norm(x), cache))
+        x = x + self.dropout(self.attention(self.attention_norm(x), cache, mask))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -104,13 +101,16 @@ class GPT(nn.Module):
         With a `cache`, `ids` continue what it holds, and it grows by T.
         Positions run to config.context_length; beyond it the embedding fails (IndexError on the CPU).
         """
-        past = cache.length if cache is not None else 0
-        positions = torch.arange(past, past + ids.size(1), device=ids.device)
+        T = ids.size(1)
+        positions = torch.arange(T, device=ids.device)
+        if cache is not None:
+            positions = cache.ends + positions  # (B, T)
+        mask = cache.mask(T) if cache is not None else None
         x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))
         for block in self.blocks:
-            x = block(x, cache)
+            x = block(x, cache, mask)
         if cache is not None:
-            cache.advance(ids.size(1))
+            cache.advance(T)
         return self.final_norm(x)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:

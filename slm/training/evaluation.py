@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +11,13 @@ import torch
 from tqdm import tqdm
 
 from slm.config import EvaluateConfig
-from slm.data.batches import evaluation_batches, gather
+from slm.data.batches import Inputs, evaluation_batches, gather
 from slm.data.corpus import Tokens, encode
 from slm.data.sources import open_source
 from slm.data.tokenizer import Tokenizer
 from slm.device import autocast, pick_device, pick_precision
-from slm.files import user_path
-from slm.model import checkpoint
+from slm.files import find_model, user_path
+from slm.model.checkpoint import open_model
 from slm.model.gpt import GPT
 
 
@@ -43,44 +44,78 @@ class Measures:
         )
 
 
-@torch.no_grad()
 def evaluate(
     model: GPT, tokens: Tokens, tokenizer: Tokenizer, *, batch_size: int, dtype: torch.dtype, limit: int | None = None
 ) -> Measures:
-    """Measure `model` on `tokens`: all of them, or `limit` batches spread evenly over them, always the same ones.
-
-    Windows of the model's context length do not overlap, so that a token has half a context before it on average.
-    The model's mode (dropout on or off) is put back as it was.
-    """
+    """Measure `model` on `tokens`, as `measure` does. Its mode (dropout on or off) is put back as it was."""
     device = model.token_embedding.weight.device
-    T = model.config.context_length
-    loss, correct, n_targets, n_bytes = 0.0, 0, 0, 0
+
+    @torch.no_grad()
+    def loss(ids: Inputs, targets: Inputs) -> tuple[float, int]:
+        with autocast(device, dtype):
+            nats, correct = model.loss(torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device))
+        return float(nats), int(correct)
+
     was_training = model.training
     model.eval()
-    batches = evaluation_batches(tokens.ids, batch_size, T, limit)
+    measured = measure(loss, model.config.context_length, tokens, tokenizer, batch_size=batch_size, limit=limit)
+    model.train(was_training)
+    return measured
+
+
+def measure(
+    loss: Callable[[Inputs, Inputs], tuple[float, int]],
+    context_length: int,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    limit: int | None = None,
+) -> Measures:
+    """Measure on `tokens`: all of them, or `limit` batches spread evenly over them, always the same ones.
+
+    loss: inputs and targets (B, T) -> the summed loss in nats, the number of tokens guessed right.
+    Windows of the context length do not overlap, so that a token has half a context before it on average.
+    """
+    nats, correct, n_targets, n_bytes = 0.0, 0, 0, 0
+    batches = evaluation_batches(tokens.ids, batch_size, context_length, limit)
     for starts in tqdm(batches, desc="measuring", unit="batch", leave=False, delay=2, disable=limit is not None):
-        ids, targets = gather(tokens.ids, starts, T)
-        with autocast(device, dtype):
-            batch_loss, batch_correct = model.loss(
-                torch.from_numpy(ids).to(device), torch.from_numpy(targets).to(device)
-            )
-        loss += float(batch_loss)
-        correct += int(batch_correct)
+        ids, targets = gather(tokens.ids, starts, context_length)
+        batch_nats, batch_correct = loss(ids, targets)
+        nats += batch_nats
+        correct += batch_correct
         counted = targets[targets >= 0]
         n_targets += len(counted)
         n_bytes += int(np.take(tokenizer.byte_counts, counted).sum())
-    model.train(was_training)
     n_targets, n_bytes = max(n_targets, 1), max(n_bytes, 1)
-    return Measures(loss / n_targets, correct / n_targets, loss / math.log(2) / n_bytes, n_targets)
+    return Measures(nats / n_targets, correct / n_targets, nats / math.log(2) / n_bytes, n_targets)
 
 
 def main(config: EvaluateConfig) -> None:
-    """`slm evaluate`: print how well a checkpoint predicts a text."""
-    loaded = checkpoint.load(user_path(config.model_path))
-    device = pick_device(config.device)
-    dtype = pick_precision(config.precision, device)
-    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors, held_out=True)
-    tokens = encode(source, loaded.tokenizer, config.cache_dir)
-    print(f"text       {source.description}: {len(tokens):,} tokens, {tokens.documents:,} documents")
-    measured = evaluate(loaded.model(device), tokens, loaded.tokenizer, batch_size=config.batch_size, dtype=dtype)
+    """`slm evaluate`: print how well a model predicts a text."""
+    path = find_model(user_path(config.model_path))
+    if path.suffix == ".onnx":
+        from slm.inference.onnx_engine import OnnxEngine
+
+        engine = OnnxEngine(path, many=True)
+        tokens = _tokens(config, engine.tokenizer)
+        measured = measure(engine.loss, engine.context_length, tokens, engine.tokenizer, batch_size=config.batch_size)
+    else:
+        loaded = open_model(path)
+        device = pick_device(config.device)
+        dtype = pick_precision(config.precision, device)
+        tokens = _tokens(config, loaded.tokenizer)
+        model = loaded.model(device)
+        measured = evaluate(model, tokens, loaded.tokenizer, batch_size=config.batch_size, dtype=dtype)
     print(f"{config.model_path}: {measured}")
+
+
+def _tokens(config: EvaluateConfig, tokenizer: Tokenizer) -> Tokens:
+    """The tokens to measure on; those of --text come after an end of text, which is not measured."""
+    if config.text is not None:
+        ids = np.array([tokenizer.end_of_text, *tokenizer.encode(config.text)])
+        return Tokens(ids, 1, int(tokenizer.byte_counts[ids].sum()))
+    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors, held_out=True)
+    tokens = encode(source, tokenizer, config.cache_dir)
+    print(f"text       {source.description}: {len(tokens):,} tokens, {tokens.documents:,} documents")
+    return tokens

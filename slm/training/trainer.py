@@ -23,14 +23,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from slm.config import DataConfig, ModelConfig, TrainConfig, flags, settings
+from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, flags, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
 from slm.device import autocast, pick_device, pick_precision
 from slm.errors import UserError
+from slm.export.command import export
 from slm.files import user_path
 from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
+from slm.model.checkpoint import Checkpoint, open_model
 from slm.model.gpt import GPT
 from slm.training import report
 from slm.training.evaluation import Measures, evaluate
@@ -51,10 +52,12 @@ def main(config: TrainConfig) -> int:
     dtype = pick_precision(config.precision, device)
     if config.data.dataset == "stories":
         print("training on the built-in stories; --dataset takes a text of yours")
-    corpus = prepare(config.data, config.model.vocab_size)
+    start = open_model(user_path(config.init_from)) if config.init_from is not None and saved is None else saved
+    own_tokenizer = start.tokenizer if start is not None and config.init_from is not None else None
+    corpus = prepare(config.data, config.model.vocab_size, own_tokenizer)
     check_length(corpus, config.model.context_length)
-    run = Run(config, corpus, device, dtype, saved)
-    del saved  # as large as the run itself
+    run = Run(config, corpus, device, dtype, start)
+    del saved, start  # as large as the run itself
     print(run.plan())
     stopped_by = run.loop()
     if stopped_by:
@@ -88,8 +91,9 @@ class Run:
         corpus: Corpus,
         device: torch.device,
         dtype: torch.dtype,
-        saved: Checkpoint | None = None,
+        start: Checkpoint | None = None,
     ):
+        """start: a run to go on with, or, without its `training`, a model to go on from."""
         self.config, self.corpus, self.device, self.dtype = config, corpus, device, dtype
         self.out_dir = user_path(config.out_dir)
         self.shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
@@ -111,17 +115,18 @@ class Run:
         self.steps_per_epoch = self.batches.windows / (config.batch_size * config.grad_accum)
         self.planned_steps = config.max_steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.state = State()
-        if saved is not None and saved.training is not None:
-            if saved.training["corpus"] != corpus.fingerprint:
+        if start is not None:
+            self.model.load_state_dict(start.weights)
+        if start is not None and config.resume and start.training is not None:
+            if start.training["corpus"] != corpus.fingerprint:
                 raise UserError(
                     f"the text has changed since {self.out_dir / LAST} was saved: start again with --overwrite"
                 )
-            self.model.load_state_dict(saved.weights)
-            for optimizer, kept in zip(self.optimizers, saved.training["optimizers"], strict=True):
+            for optimizer, kept in zip(self.optimizers, start.training["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
-            if self.scaler.is_enabled() and saved.training["scaler"]:  # a run may move to another device
-                self.scaler.load_state_dict(saved.training["scaler"])
-            self.state = State(**saved.training["state"])
+            if self.scaler.is_enabled() and start.training["scaler"]:  # a run may move to another device
+                self.scaler.load_state_dict(start.training["scaler"])
+            self.state = State(**start.training["state"])
         self.loss_sum = torch.zeros((), device=device)  # since the progress bar was last brought up to date
         self.shown_at, self.shown_step = time.perf_counter(), self.state.step
         self.gradient_norm = torch.tensor(self.state.gradient_norm)  # stays on the device until it is asked for
@@ -305,8 +310,10 @@ class Run:
         if better:
             state.best_loss, state.best_step = val.loss, state.step
             self.save_best(train, val)
-        if len(state.rows) == 1:  # a new run is on the disk: the state of one that it overwrites is of no use any more
-            (self.out_dir / LAST).unlink(missing_ok=True)
+        if len(state.rows) == 1:  # a new run is on the disk: what belongs to one that it overwrites would mislead
+            for path in (self.out_dir / LAST, *self.exports()):
+                if path.is_file():
+                    path.unlink()
         warning = self._report(in_a_hurry=True)
         return warning + (
             f"step {state.step:>6,}   training loss {train.loss:.4f}   validation loss {val.loss:.4f}, "
@@ -368,10 +375,29 @@ class Run:
             f"\ndone after {duration(self.state.seconds)}; the best model is that of step {self.state.best_step:,}\n"
             f"training   {train}\n"
             f"validation {val}\n"
-            f"files      {', '.join(str(self.out_dir / name) for name in RUN_FILES)}\n"
+            f"files      {', '.join(RUN_FILES)} in {self.out_dir.resolve()}\n"
+            f"{self.export()}"
             f"next       {command('generate')} --model_path {shlex.quote(str(self.out_dir / BEST))} "
             '--prompt "Once upon a time" --max_length 100'
         )
+
+    def exports(self) -> dict[Path, str]:
+        """The files and folders that `--export` asks for, and their formats."""
+        formats = [] if self.config.export == "none" else self.config.export.split(",")
+        return {self.out_dir / (Path(BEST).stem + EXPORT_FORMATS[format][1]): format for format in formats}
+
+    def export(self) -> str:
+        """Write the best model in the formats asked for: a line for each, and for those that fail a warning."""
+        lines = []
+        for format in self.exports().values():
+            try:
+                written = export(checkpoint.load(self.out_dir / BEST), format, self.out_dir / Path(BEST).stem)
+                lines.append(f"export     {written}\n")
+            except Exception as error:  # noqa: PERF203 - whatever it is, the run is saved
+                reason = str(error).strip() or type(error).__name__
+                again = f"{command('export')} --model_path {shlex.quote(str(self.out_dir / BEST))} --format {format}"
+                lines.append(f"warning: {reason}; the run is safe, and to try again: {again}\n")
+        return "".join(lines)
 
     def _pick_loss(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The model's loss, compiled where asked for and possible: forward and backward are tried on one batch."""
@@ -455,7 +481,8 @@ def open_folder(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
     if not os.access(out_dir, os.W_OK):
         raise UserError(f"cannot write to --out_dir {out_dir}: permission denied")
     if not config.resume:
-        there = [name for name in RUN_FILES if (out_dir / name).exists()]
+        names = (*RUN_FILES, f"{Path(BEST).stem}.onnx")
+        there = [name for name in names if (out_dir / name).exists()]
         if there and not config.overwrite:
             raise UserError(
                 f"{out_dir.resolve()} already holds a run ({', '.join(there)}): "
@@ -480,6 +507,12 @@ def open_folder(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
             "leave these flags out to continue, or start again with --overwrite",
         )
     return saved
+
+
+def shape_of(init_from: str) -> dict[str, Any]:
+    """The flags that the model to go on from decides."""
+    shape = settings(open_model(user_path(init_from)).config)
+    return {name: value for name, value in shape.items() if name not in ("dropout", "attention")}
 
 
 def stored_settings(out_dir: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slm.inference.sampling import Sampling, candidates, choose
+from slm.inference.sampling import Sampling, candidates, choose, log_probabilities, penalise
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
 
@@ -20,6 +20,11 @@ LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
         (Sampling(top_p=1e-9), [1], [1.0]),
         (Sampling(top_k=1, top_p=1e-17), [1], [1.0]),
         (Sampling(top_k=3, top_p=0.5), [1, 3], [4 / 7, 3 / 7]),  # 4/9 alone is under a half
+        (Sampling(min_p=0.49), [1, 3, 2], [4 / 9, 3 / 9, 2 / 9]),
+        (Sampling(min_p=0.51), [1, 3], [4 / 7, 3 / 7]),
+        (Sampling(min_p=1.0), [1], [1.0]),
+        (Sampling(min_p=0.3, temperature=0.5), [1, 3], [16 / 25, 9 / 25]),  # 4 / 16 is under 0.3
+        (Sampling(top_k=3, top_p=0.9, min_p=0.6), [1, 3], [4 / 7, 3 / 7]),
         (Sampling(temperature=0.5), [1, 3, 2, 0], [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
     ],
 )
@@ -48,7 +53,10 @@ def test_nucleus_is_that_of_a_full_sort():
         assert candidates(logits, Sampling(top_p=top_p))[0].tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("how", [Sampling(), Sampling(temperature=2.0), Sampling(top_k=3), Sampling(top_p=0.75)])
+@pytest.mark.parametrize(
+    "how",
+    [Sampling(), Sampling(temperature=2.0), Sampling(top_k=3), Sampling(top_p=0.75), Sampling(min_p=0.4)],
+)
 def test_draws_follow_the_distribution(how):
     """Chi-square over 20,000 draws: 16.3 is exceeded once in a thousand at 3 degrees of freedom; the seed is fixed."""
     tokens, p = candidates(LOGITS, how)
@@ -64,3 +72,15 @@ def test_draws_follow_the_distribution(how):
 def test_extreme_logits_do_not_overflow():
     logits = np.array([-1e30, 3e4, 2.9e4, -np.inf], dtype=np.float32)
     assert choose(logits, Sampling(temperature=0.01, top_p=0.9), np.random.default_rng(0)) == 1
+
+
+def test_a_penalty_makes_what_was_seen_less_likely_on_either_side_of_zero():
+    logits = np.array([2.0, -2.0, 2.0, 0.0], dtype=np.float32)
+    seen = np.array([True, True, False, True])
+    assert penalise(logits, seen, 2.0).tolist() == [1.0, -4.0, 2.0, 0.0]
+    assert penalise(logits, seen, 2.0).dtype == np.float32
+
+
+def test_log_probabilities():
+    assert np.exp(log_probabilities(LOGITS * 1.0)) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=1e-6)
+    assert np.isfinite(log_probabilities(np.array([1e4, -1e4], dtype=np.float32))).all()

@@ -1,5 +1,8 @@
 """`slm generate` in a terminal: what is shown, and when."""
 
+import json
+import re
+
 import pytest
 import torch
 
@@ -23,11 +26,6 @@ def model_path(tmp_path):
     return str(path)
 
 
-def says(monkeypatch, text):
-    """Let every sample be `text`, a byte a token."""
-    monkeypatch.setattr(terminal, "generate", lambda *_, num_samples, **__: ([b] * num_samples for b in text.encode()))
-
-
 def test_the_prompt_and_its_continuation_are_shown(model_path, capsys):
     assert main(["generate", "--model_path", model_path, "--prompt", "Once", "--max_length", "30", "--seed", "3"]) == 0
     first = capsys.readouterr().out
@@ -38,24 +36,88 @@ def test_the_prompt_and_its_continuation_are_shown(model_path, capsys):
     assert capsys.readouterr().out == first
 
 
-def test_the_text_grows_and_never_shows_half_a_character(model_path, monkeypatch):
-    says(monkeypatch, "né 日")
+def test_one_text_is_shown_as_it_grows(model_path, monkeypatch):
     shown = []
     monkeypatch.setattr(terminal, "_show", shown.append)
-    terminal.main(GenerateConfig(model_path=model_path, prompt="A"))
-    assert shown == ["A", "n", "", "é", " ", "", "", "日", "\n"]
+    terminal.main(GenerateConfig(model_path=model_path, prompt="A", max_length=12, seed=3, top_k=90, stop=("\0",)))
+    assert shown[0] == "A"
+    assert shown[-1] == "\n"
+    assert len(shown) >= 14
 
 
-def test_a_text_cut_inside_a_character_ends_with_the_replacement(model_path, monkeypatch, capsys):
-    monkeypatch.setattr(terminal, "generate", lambda *_, **__: ([b] for b in "né".encode()[:2]))
-    terminal.main(GenerateConfig(model_path=model_path))
-    assert capsys.readouterr().out == "n\ufffd\n"
+def test_several_texts_are_told_apart(model_path, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("First\n\nSecond \n")
+    flags = ["--max_length", "4", "--seed", "2", "--top_k", "1", "--model_path", model_path]
+    assert main(["generate", *flags, "--prompt_file", str(tmp_path / "prompts.txt"), "--num_samples", "2"]) == 0
+    shown = capsys.readouterr().out
+    headings = [line for line in shown.splitlines() if line.startswith("---")]
+    assert headings == [f"--- {n} of 4 ---" for n in (1, 2, 3, 4)]
+    assert re.findall("First|Second ", shown) == ["First", "First", "Second ", "Second "]
 
 
-def test_several_samples_are_told_apart(model_path, monkeypatch, capsys):
-    says(monkeypatch, "xy")
-    terminal.main(GenerateConfig(model_path=model_path, prompt="A", num_samples=2))
-    assert capsys.readouterr().out == "--- 1 of 2 ---\nAxy\n\n--- 2 of 2 ---\nAxy\n\n"
+def test_logprobs_are_json_lines(model_path, capsys):
+    flags = ["--model_path", model_path, "--prompt", "Once", "--logprobs", "--max_length", "5", "--seed", "1"]
+    assert main(["generate", *flags, "--num_samples", "2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["prompt"] for line in lines] == ["Once", "Once"]
+    for line in lines:
+        assert len(line["tokens"]) == 5
+        for token in line["tokens"]:
+            assert token.keys() == {"token", "id", "probability", "alternatives"}
+            chances = [other["probability"] for other in token["alternatives"]]
+            assert chances == sorted(chances, reverse=True)
+            assert len(chances) == 5
+            assert 0 < token["probability"] <= chances[0] < 1
+
+
+def test_the_prompt_loop(model_path, monkeypatch, capsys):
+    answers = iter(["One", "Two"])
+
+    def ask(_):
+        try:
+            return next(answers)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", ask)
+    assert main(["generate", "--model_path", model_path, "--interactive", "--max_length", "5", "--top_k", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("One")
+    assert "\nTwo" in shown
+
+
+def test_ctrl_c_ends_the_story_but_not_the_loop(model_path, monkeypatch, capsys):
+    answers = iter(["One", "Two", ""])
+    monkeypatch.setattr("builtins.input", lambda _: next(answers))
+    grow = terminal.grow
+
+    def interrupted(model, prompt, config):
+        if prompt == "One":
+            raise KeyboardInterrupt
+        grow(model, prompt, config)
+
+    monkeypatch.setattr(terminal, "grow", interrupted)
+    assert main(["generate", "--model_path", model_path, "--interactive", "--max_length", "5", "--top_k", "1"]) == 0
+    assert capsys.readouterr().out.startswith("\nTwo")
+
+
+def test_a_prompt_beyond_the_context_is_noted(model_path, capsys):
+    assert main(["generate", "--model_path", model_path, "--prompt", "x" * 30, "--max_length", "2"]) == 0
+    assert capsys.readouterr().err == "note: of the prompt's 31 tokens the model reads the last 16\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [(None, "cannot read --prompt_file"), (b" \n\n", "holds no prompt"), (b"a\n\xff", "is not UTF-8: byte 0xff at 2")],
+)
+def test_a_prompt_file_that_cannot_be_used(model_path, content, part, tmp_path, capsys):
+    path = tmp_path / "prompts.txt"
+    if content is not None:
+        path.write_bytes(content)
+    assert main(["generate", "--model_path", model_path, "--prompt_file", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize("samples", ["1", "2"])
@@ -63,7 +125,8 @@ def test_several_samples_are_told_apart(model_path, monkeypatch, capsys):
 def test_odd_prompts_are_taken(model_path, prompt, samples, capsys):
     flags = ["--max_length", "20", "--seed", "0", "--num_samples", samples]
     assert main(["generate", "--model_path", model_path, f"--prompt={prompt}", *flags]) == 0
-    assert capsys.readouterr().err == ""
+    error = capsys.readouterr().err
+    assert error == "" or error.startswith("note: of the prompt's 501 tokens")
 
 
 def test_a_story_longer_than_the_context_goes_on(model_path, monkeypatch, capsys):

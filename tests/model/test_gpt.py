@@ -115,7 +115,7 @@ def test_reading_in_parts_with_a_cache_gives_the_same_logits(cuts):
     with torch.no_grad():
         parts = torch.cat([model(part, cache) for part in ids.split(cuts, dim=1)], dim=1)
         torch.testing.assert_close(parts, model(ids), rtol=0, atol=1e-5)
-    assert cache.length == 16
+    assert cache.lengths == [16, 16, 16]
 
 
 def test_a_text_longer_than_the_context_is_refused():

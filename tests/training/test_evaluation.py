@@ -9,7 +9,9 @@ import torch
 from slm.cli import main
 from slm.config import ModelConfig
 from slm.data.corpus import Tokens
+from slm.data.stories import stories
 from slm.data.tokenizer import Tokenizer, gpt2
+from slm.export.command import export
 from slm.model import checkpoint
 from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
@@ -83,3 +85,35 @@ def test_a_text_without_two_tokens_is_refused(tmp_path, capsys):
     (tmp_path / "t.txt").write_text("  ")
     assert main(["evaluate", "--model_path", str(tmp_path / "m.pt"), "--dataset", str(tmp_path / "t.txt")]) == 2
     assert "no text in" in capsys.readouterr().err
+
+
+def says(capsys, *flags):
+    assert main(["evaluate", *flags]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_text_is_scored_without_the_end_of_text_before_it(tmp_path, capsys):
+    path = tmp_path / "best_model.pt"
+    checkpoint.save(path, Checkpoint(SHAPE, even_model().state_dict(), BYTES, {}))
+    said = says(capsys, "--model_path", str(path), "--text", "Once upon", "--precision", "fp32")
+    assert f"loss {math.log(257):.4f}, perplexity 257.00, token accuracy 0.0%" in said
+    assert f"{math.log2(257):.4f} bits per byte, over 9 tokens" in said
+
+
+def test_a_checkpoint_and_its_onnx_file_measure_alike(trained, tmp_path, capsys):
+    export(checkpoint.load(trained), "onnx", tmp_path / "m")
+    (tmp_path / "text.txt").write_text("<|endoftext|>".join(stories(5, seed=3)))
+    flags = ["--dataset", str(tmp_path / "text.txt"), "--cache_dir", str(tmp_path / "cache"), "--precision", "fp32"]
+    first, second = (
+        says(capsys, "--model_path", str(path), *flags).split(": ")[-1] for path in (trained, tmp_path / "m.onnx")
+    )
+    assert "token accuracy" in first
+    assert first == second
+
+
+def test_contradictory_texts(capsys):
+    assert main(["evaluate", "--text", "a", "--dataset", "b"]) == 2
+    assert main(["evaluate", "--text="]) == 2
+    assert capsys.readouterr().err == (
+        "error: --text and --dataset exclude each other\nerror: --text must not be empty\n"
+    )

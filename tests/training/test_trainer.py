@@ -18,6 +18,7 @@ from slm.config import DataConfig, ModelConfig, TrainConfig
 from slm.data.corpus import prepare
 from slm.data.stories import stories
 from slm.errors import UserError
+from slm.inference.onnx_engine import OnnxEngine
 from slm.model import checkpoint
 from slm.training import trainer
 from slm.training.trainer import RUN_FILES, Run, duration, main
@@ -43,7 +44,7 @@ def config(text, tmp_path):
     return TrainConfig(
         data=DataConfig(dataset=str(text), cache_dir=str(text.parent / "cache"), val_fraction=0.1),
         model=ModelConfig(vocab_size=400, context_length=16, n_layer=2, n_head=2, n_embd=16),
-        batch_size=4, max_steps=8, precision="fp32", device="cpu", out_dir=str(tmp_path / "run"), eval_batches=2,
+        batch_size=4, max_steps=8, export="none", precision="fp32", device="cpu", out_dir=str(tmp_path / "run"), eval_batches=2,
     )  # fmt: skip
 
 
@@ -71,10 +72,10 @@ def new_run(config, dtype=torch.float32):
     return Run(config, prepare(config.data, config.model.vocab_size), CPU, dtype)
 
 
-def test_a_run_learns_and_leaves_its_four_files(config, capsys):
-    config = change(config, max_steps=60, learning_rate=0.02)
+def test_a_run_learns_and_leaves_its_files(config, capsys):
+    config = change(config, max_steps=60, learning_rate=0.02, export="onnx")
     assert main(config) == 0
-    assert {path.name for path in Path(config.out_dir).iterdir()} == set(RUN_FILES)
+    assert {path.name for path in Path(config.out_dir).iterdir()} == {*RUN_FILES, "best_model.onnx"}
     first, last = rows(config)[0], rows(config)[-1]
     assert first["val_loss"] == pytest.approx(math.log(400), abs=0.1)
     assert last["val_loss"] < first["val_loss"] - 1
@@ -87,6 +88,7 @@ def test_a_run_learns_and_leaves_its_four_files(config, capsys):
         "vocabulary of 400",
         "fp32",
         "GB of memory",
+        "best_model.onnx (",
         "generate.py --model_path",
     ):
         assert part in said
@@ -480,3 +482,98 @@ def test_hints_name_the_command_as_it_was_called(monkeypatch):
 )
 def test_durations_are_readable(seconds, text):
     assert duration(seconds) == text
+
+
+def test_the_exported_model_is_the_best_one(config, monkeypatch):
+    main(change(config, export="onnx,torchscript"))
+    onnx, best = OnnxEngine(Path(config.out_dir) / "best_model.onnx"), load(config)
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = best.model()(ids).numpy()
+    assert abs(onnx.all_logits(ids.numpy()) - expected).max() < 1e-4
+    assert onnx.facts["step"] == best.facts["step"]
+    assert (Path(config.out_dir) / "best_model.torchscript.pt").exists()
+
+
+@pytest.mark.parametrize("error", [UserError("the disk is full"), RuntimeError(""), MemoryError("9 TB")])
+def test_a_failing_export_never_costs_the_run(config, error, monkeypatch, capsys):
+    def broken(*_):
+        raise error
+
+    monkeypatch.setattr("slm.export.onnx.write", broken)
+    assert main(change(config, export="onnx,torchscript")) == 0
+    said = capsys.readouterr().out
+    assert f"warning: {'onnx: ' if isinstance(error, UserError) else ''}{str(error) or 'RuntimeError'}" in said
+    again = f"python export.py --model_path {config.out_dir}/best_model.pt --format onnx\n"
+    assert f"the run is safe, and to try again: {again}" in said
+    files = {path.name for path in Path(config.out_dir).iterdir()}
+    assert files == {*RUN_FILES, "best_model.torchscript.pt"}
+
+
+def test_an_old_export_goes_when_a_new_run_has_its_first_model(config, monkeypatch):
+    main(change(config, export="onnx"))
+    old = Path(config.out_dir) / "best_model.onnx"
+    monkeypatch.setattr(Run, "_step", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    assert old.exists()
+    with pytest.raises(RuntimeError, match="killed"):
+        main(change(config, export="onnx", overwrite=True))
+    assert not old.exists()
+
+
+def going_on_from(config, path, *more):
+    """The config of a run that goes on from the model in `path`, as the command line makes it."""
+    names = ("precision", "device", "max_steps", "batch_size", "eval_batches", "export")
+    given = [f"--{name}={getattr(config, name)}" for name in names]
+    data = [f"--dataset={config.data.dataset}", f"--cache_dir={config.data.cache_dir}", "--val_fraction=0.1"]
+    return read_flags("train", [*given, *data, f"--out_dir={config.out_dir}", f"--init_from={path}", *more])
+
+
+def test_a_run_goes_on_from_a_model_with_its_shape_and_tokenizer(config, trained, monkeypatch):
+    config = going_on_from(config, trained)
+    assert (config.model.n_layer, config.model.vocab_size, config.model.context_length) == (2, 400, 64)
+    assert main(config) == 0
+    assert rows(config)[0]["val_loss"] < 2.5  # it need not learn again
+    assert load(config).tokenizer.tokens == checkpoint.load(trained).tokenizer.tokens
+    assert load(config).facts["config"]["init_from"] == str(trained)
+
+
+def test_a_run_that_went_on_from_a_model_is_resumed_without_it(config, trained, tmp_path, monkeypatch):
+    first = tmp_path / "first.pt"
+    first.write_bytes(trained.read_bytes())
+    whole = final_weights(going_on_from(config, first, f"--out_dir={tmp_path / 'whole'}"))
+    config = going_on_from(config, first)
+    step = Run._step
+
+    def stopping(run, *rest):
+        step(run, *rest)
+        if run.state.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "_step", stopping)
+        assert main(config) == 130
+    first.unlink()
+    again = read_flags("train", ["--resume", f"--out_dir={config.out_dir}"])
+    assert main(again) == 0
+    for name, weight in load(config, "last.pt").weights.items():
+        assert torch.equal(weight, whole[name])
+
+
+@pytest.mark.parametrize(
+    ("flag", "part"),
+    [
+        ("--n_layer=3", "--n_layer 3: the model of --init_from has 2, and it stays so"),
+        ("--vocab_size=500", "--vocab_size 500: the model of --init_from has 400"),
+        ("--tokenizer=bpe", "--init_from and --tokenizer exclude each other"),
+    ],
+)
+def test_what_a_model_to_go_on_from_decides(config, trained, flag, part):
+    with pytest.raises(UserError) as error:
+        going_on_from(config, trained, flag)
+    assert [part in problem for problem in error.value.problems] == [True]
+    assert going_on_from(config, trained, "--dropout=0.2", "--n_layer=2").model.dropout == 0.2
+
+
+def test_a_missing_model_to_go_on_from(config, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        going_on_from(config, tmp_path / "none.pt")

@@ -1,0 +1,189 @@
+"""An exported model as an engine, in ONNX Runtime; imports no PyTorch.
+
+Legend: B sequences, T tokens, P tokens in the cache, H heads, D head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from onnxruntime import OrtValue
+
+from slm.cores import usable_cores
+from slm.data.tokenizer import Tokenizer
+from slm.errors import UserError
+from slm.inference.generator import Ids
+from slm.inference.sampling import Logits
+
+METADATA, VERSION = "small-language-model", 1
+STREAM_THREADS = 4  # more cores than this wait for each other when one token is computed
+
+
+def describe(tokenizer: Tokenizer, context_length: int, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The metadata of an ONNX file of ours, from which `OnnxEngine` knows tokenizer, context and facts."""
+    state = {
+        name: [value.dtype.str, base64.b64encode(value.tobytes()).decode()] if isinstance(value, np.ndarray) else value
+        for name, value in tokenizer.to_state().items()
+    }
+    about = {"version": VERSION, "context_length": context_length, "tokenizer": state, "facts": dict(facts)}
+    return {METADATA: json.dumps(about)}
+
+
+class OnnxEngine:
+    """A graph as slm/export/onnx.py writes it. tokenizer, facts, context_length: what its metadata say.
+
+    threads: on which one token is computed; default: the cores there are, but at most 4 unless `many` sequences are
+    read together. Raises UserError where the file is none, damaged or another model.
+    """
+
+    def __init__(self, path: Path, *, threads: int | None = None, many: bool = False):
+        if not path.is_file():
+            raise UserError(f"no model {path}: make one with `python export.py`, or name another with --model_path")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4  # what goes wrong is raised
+        options.intra_op_num_threads = threads or (usable_cores() if many else min(usable_cores(), STREAM_THREADS))
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # a damaged file can fail in any part of the reader
+            raise UserError(f"{path} is not an ONNX model that can be opened: {_first_line(error)}") from error
+        inputs = {each.name: each.shape for each in self.session.get_inputs()}
+        self._past = [name for name in inputs if name.startswith("past_key_values.")]
+        missing = {"input_ids", "attention_mask", "position_ids"} - inputs.keys()
+        if missing or not self._past:
+            lacking = sorted(missing) or ["past_key_values.0.key"]
+            raise UserError(f"{path} is no model of this project: its graph has no input {', '.join(lacking)}")
+        self._read_metadata(path)
+        _, self._heads, _, self._width = inputs[self._past[0]]
+        optional = {each.name for each in self.session.get_overridable_initializers()}
+        self._last_only = {"logits_to_keep": np.ones(1, dtype=np.int64)} if "logits_to_keep" in optional else {}
+        self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._past)]
+        self._cache = self._empty(0)
+
+    def _read_metadata(self, path: Path) -> None:
+        content = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
+        if content is None:
+            raise UserError(
+                f"{path} holds no tokenizer: it was not written by this project; convert its source instead"
+            )
+        try:
+            about = json.loads(content)
+            if about["version"] != VERSION:
+                raise UserError(f"{path} has format version {about['version']}; this program reads version {VERSION}")
+            self.context_length, self.facts = int(about["context_length"]), dict(about["facts"])
+            state = {
+                name: np.frombuffer(base64.b64decode(value[1]), dtype=value[0]) if isinstance(value, list) else value
+                for name, value in about["tokenizer"].items()
+            }
+            self.tokenizer = Tokenizer.from_state(state)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
+
+    def prefill(self, prompts: Sequence[Ids]) -> Logits:
+        """Read new sequences of at least one token and add them to the batch's end: their next logits, (new, V).
+
+        Those of a length are read together.
+        """
+        lengths = np.array([len(prompt) for prompt in prompts])
+        old, old_rows = self._cache, len(self._cache.lengths)
+        caches, logits, order = [old] if old_rows else [], [], []
+        for length in np.unique(lengths):
+            rows = np.flatnonzero(lengths == length)
+            self._cache = self._empty(len(rows))
+            logits.append(self._read(np.stack([prompts[row] for row in rows.tolist()])))
+            caches.append(self._cache)
+            order.extend(rows.tolist())
+        self._cache = _joined(caches)
+        if len(logits) == 1:
+            return logits[0]
+        places = np.argsort(order)
+        self.keep([*range(old_rows), *(old_rows + places)])
+        return np.concatenate(logits)[places]
+
+    def decode(self, ids: Ids) -> Logits:
+        """Read one more token of each sequence, ids (B,): the next logits, (B, V)."""
+        return self._read(ids[:, None])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make the batch of the sequences in these places, in this order."""
+        if not len(rows):
+            self._cache = self._empty(0)
+            return
+        lengths = self._cache.lengths[list(rows)]
+        values = [value.numpy()[list(rows), :, -lengths.max() :] for value in self._cache.values]
+        self._cache = _Cache(lengths, [OrtValue.ortvalue_from_numpy(value) for value in values])
+
+    def all_logits(self, ids: Ids) -> Logits:
+        """The logits of each next token of whole sequences: ids (B, T) -> (B, T, V). The batch stays as it is."""
+        logits, _ = self._run(ids, self._empty(len(ids)), {})
+        return logits
+
+    def loss(self, ids: Ids, targets: Ids) -> tuple[float, int]:
+        """The summed loss in nats and the number of tokens guessed right; ids, targets (B, T), below 0 not counted."""
+        nats, correct = 0.0, 0
+        for row, target in zip(ids, targets, strict=True):  # a row at a time: all logits of a batch would be large
+            counted = target >= 0
+            logits, right = self.all_logits(row[None])[0][counted], target[counted, None]
+            top = logits.max(axis=1, keepdims=True)
+            log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1, dtype=np.float64))
+            nats += float((log_sum - np.take_along_axis(logits, right, axis=1)[:, 0]).sum())
+            correct += int((logits.argmax(axis=1) == right[:, 0]).sum())
+        return nats, correct
+
+    def _read(self, ids: Ids) -> Logits:
+        """Read ids (B, T) behind the batch's sequences: the last ones' logits, (B, V)."""
+        logits, self._cache = self._run(ids, self._cache, self._last_only)
+        return logits[:, -1]
+
+    def _run(self, ids: Ids, cache: _Cache, options: Mapping[str, Ids]) -> tuple[Logits, _Cache]:
+        T = ids.shape[1]
+        total = cache.longest + T
+        inputs = {
+            "input_ids": ids.astype(np.int64),
+            "attention_mask": (np.arange(total) >= cache.longest - cache.lengths[:, None]).astype(np.int64),
+            "position_ids": cache.lengths[:, None] + np.arange(T),
+            **options,
+        }
+        feeds = {name: OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
+        feeds.update(zip(self._past, cache.values, strict=True))
+        logits, *present = self.session.run_with_ort_values(self._outputs, feeds)
+        return logits.numpy(), _Cache(cache.lengths + T, present)
+
+    def _empty(self, batch_size: int) -> _Cache:
+        value = np.zeros((batch_size, self._heads, 0, self._width), dtype=np.float32)
+        return _Cache(np.zeros(batch_size, dtype=np.int64), [OrtValue.ortvalue_from_numpy(value) for _ in self._past])
+
+
+class _Cache:
+    """Keys and values of B sequences, an OrtValue (B, H, P, D) for each; a shorter sequence has padding before it."""
+
+    def __init__(self, lengths: Ids, values: list[OrtValue]):
+        self.lengths, self.values = lengths, values
+        self.longest = int(lengths.max(initial=0))  # P
+
+
+def _joined(caches: Sequence[_Cache]) -> _Cache:
+    """The sequences of all `caches` as one batch."""
+    if len(caches) == 1:
+        return caches[0]
+    longest = max(cache.longest for cache in caches)
+
+    def padded(value: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.pad(value, ((0, 0), (0, 0), (longest - value.shape[2], 0), (0, 0)))
+
+    values = [
+        np.concatenate([padded(value.numpy()) for value in same])
+        for same in zip(*(cache.values for cache in caches), strict=True)
+    ]
+    lengths = np.concatenate([cache.lengths for cache in caches])
+    return _Cache(lengths, [OrtValue.ortvalue_from_numpy(value) for value in values])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,182 @@
+"""Texts: stop strings, whole characters, many at once, and the same from a checkpoint, an ONNX file and a folder."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.config import GenerateConfig
+from slm.data.tokenizer import Tokenizer
+from slm.errors import UserError
+from slm.export.command import export
+from slm.inference.text import TextModel, _Growing, load
+from slm.model import checkpoint
+
+BYTES = Tokenizer("bytes", [bytes([byte]) for byte in range(256)])
+GREEDY = {"temperature": 0.0, "max_length": 40}
+
+
+class Recite:
+    """Says the bytes of a text after any prompt, then the end of text."""
+
+    context_length = 64
+
+    def __init__(self, text):
+        self.ids = [*text.encode("utf-8", "surrogateescape"), BYTES.end_of_text]
+
+    def prefill(self, prompts):
+        self.position = 0
+        return self.next(len(prompts))
+
+    def decode(self, ids):
+        self.position += 1
+        return self.next(len(ids))
+
+    def next(self, batch):
+        return np.tile(np.eye(257, dtype=np.float32)[self.ids[self.position]], (batch, 1))
+
+    def keep(self, rows):
+        pass
+
+
+def pieces(text, **how):
+    return list(TextModel(Recite(text), BYTES, {}).stream("", temperature=0.0, **how))
+
+
+def test_pieces_are_whole_characters():
+    assert pieces("né 日") == ["n", "", "é", " ", "", "", "日"]
+
+
+def test_a_text_cut_inside_a_character_ends_with_the_replacement():
+    assert pieces("né", max_length=2) == ["n", "", "\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [
+        (("end",), "The "),
+        (("The",), ""),
+        (("xyz",), "The end of the story."),
+        (("story", " of"), "The end"),
+        (("the s",), "The end of "),
+        ((".",), "The end of the story"),
+        (("story.!",), "The end of the story."),
+    ],
+)
+def test_stop_strings_end_a_text_before_them(stop, shown):
+    assert "".join(pieces("The end of the story.", stop=stop)) == shown
+
+
+def test_what_may_become_a_stop_string_is_held_back():
+    assert pieces("ababc.", stop=("abc",)) == ["", "", "ab", "", ""]
+    assert pieces("aab", stop=("ab", "b!")) == ["", "a", ""]
+    assert pieces("ab", stop=("abc",)) == ["", "", "ab"]
+
+
+@given(st.text(max_size=20), st.lists(st.text(min_size=1, max_size=3), max_size=3), st.data())
+def test_the_shown_text_is_cut_at_the_first_stop_string(text, stop, data):
+    whole = text.encode("utf-8", "replace")
+    text = whole.decode()
+    growing, shown, at = _Growing(tuple(stop)), "", 0
+    while at < len(whole):
+        size = data.draw(st.integers(1, 4))
+        ended = growing.add(whole[at : at + size])
+        shown += growing.take()
+        at += size
+        if ended:
+            break
+    growing.add(b"", final=True)
+    shown += growing.take()
+    first = min((text.find(each) for each in stop if each in text), default=len(text))
+    assert text.startswith(shown)
+    assert len(shown) == first
+
+
+def test_keywords_are_checked_as_flags_are():
+    with pytest.raises(UserError) as error:
+        TextModel(Recite("x"), BYTES, {}).generate("", top_p=0.0, min_p=2.0)
+    assert error.value.problems == (
+        "--top_p must be above 0 and at most 1, not 0.0",
+        "--min_p must be from 0 to 1, not 2.0",
+    )
+    with pytest.raises(TypeError, match="topp"):
+        TextModel(Recite("x"), BYTES, {}).generate("", topp=0.5)
+
+
+@pytest.fixture(scope="module")
+def paths(trained, tmp_path_factory):
+    """The trained model as a checkpoint, as ONNX and as a folder for transformers."""
+    base = tmp_path_factory.mktemp("exported") / "best_model"
+    loaded = checkpoint.load(trained)
+    for format in ("onnx", "huggingface"):
+        export(loaded, format, base)
+    return {
+        "pt": trained,
+        "onnx": base.with_name("best_model.onnx"),
+        "folder": base.with_name("best_model-huggingface"),
+    }
+
+
+PROMPTS = ["Once upon a time", "", "The", "One sunny morning, a brave girl named Mia" * 3, "Once upon a time"]
+
+
+@pytest.mark.parametrize("kind", ["pt", "onnx", "folder"])
+def test_each_prompt_of_a_batch_is_continued_as_it_is_alone(paths, kind):
+    """Far beyond the context of 64 tokens, each row at another time."""
+    model = load(paths[kind])
+    how = GenerateConfig(temperature=0.0, max_length=150)
+    together = [""] * len(PROMPTS)
+    for piece in model.write(PROMPTS, how):
+        together[piece.number] += piece.text
+    assert together == [model.generate(prompt, temperature=0.0, max_length=150) for prompt in PROMPTS]
+    reference = load(paths["pt"])
+    assert together == [reference.generate(prompt, temperature=0.0, max_length=150) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("kind", ["pt", "onnx"])
+def test_samples_are_the_same_whatever_else_is_written(paths, kind):
+    model = load(paths[kind])
+    how = GenerateConfig(seed=4, num_samples=17, max_length=30)  # 34 texts: more than are written together
+    texts = [""] * 34
+    for piece in model.write(["Once", "The"], how):
+        texts[piece.number] += piece.text
+    assert texts[0] == model.generate("Once", seed=4, max_length=30)
+    assert texts[17] == model.generate("The", seed=4, max_length=30)
+    assert len(set(texts)) > 30
+
+
+def test_an_onnx_model_writes_without_pytorch(paths):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from slm.cli import main\n"
+        "code = main(sys.argv[1:])\n"
+        "print([name for name in ('transformers', 'datasets', 'matplotlib', 'onnx') if name in sys.modules])\n"
+        "sys.exit(code)"
+    )
+    how = [
+        "--model_path",
+        str(paths["onnx"]),
+        "--prompt",
+        "Once upon a time",
+        "--temperature",
+        "0",
+        "--max_length",
+        "40",
+    ]
+    run = subprocess.run([sys.executable, "-c", code, "generate", *how], capture_output=True, text=True, check=True)
+    expected = load(paths["pt"]).generate("Once upon a time", **GREEDY)
+    assert run.stdout == f"Once upon a time{expected}\n[]\n"
+
+
+def test_a_folder_stands_for_the_model_in_it(trained, tmp_path):
+    assert load(trained.parent).generate("A", **GREEDY) == load(trained).generate("A", **GREEDY)
+    with pytest.raises(UserError, match=r"holds no model: neither best_model\.pt nor best_model\.onnx"):
+        load(tmp_path)
+
+
+def test_an_onnx_file_is_for_the_cpu(paths):
+    with pytest.raises(UserError, match=r"--device cuda: an \.onnx file runs on the CPU here"):
+        load(paths["onnx"], device="cuda")
