@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
@@ -306,6 +308,14 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
     "gpt2": {"context_length": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},
     "gpt2-medium": {"context_length": 1024, "n_layer": 24, "n_head": 16, "n_embd": 1024},
 }
+
+
+def command(name: str) -> str:
+    """How the user calls the command `name`: as they called this one, by its script, as a module or installed."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"python -m slm {name}"
+    return f"python {name}.py" if called.suffix == ".py" else f"slm {name}"
 
 
 def flags(config_class: type) -> dict[str, tuple[Any, str, object]]:

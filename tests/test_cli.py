@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from slm import config
 from slm.cli import COMMANDS, main, read_flags
 from slm.config import PRESETS, ModelConfig, TrainConfig, flags
 from slm.errors import UserError
@@ -217,3 +218,16 @@ def test_other_errors_are_not_hidden(monkeypatch):
 def test_the_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("slm ")
+
+
+@pytest.mark.parametrize(
+    ("called", "hint"),
+    [
+        ("train.py", "python generate.py"),
+        ("/usr/local/bin/slm", "slm generate"),
+        ("/lib/slm/__main__.py", "python -m slm generate"),
+    ],
+)
+def test_hints_name_the_command_as_it_was_called(called, hint, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [called, "train"])
+    assert config.command("generate") == hint

@@ -51,7 +51,7 @@ def export(loaded: Checkpoint, format: str, base: Path) -> str:
         try:
             module.write(loaded, temporary, format)
         except ModuleNotFoundError as error:
-            mend = 'python -m pip install "small-language-model[export]"'
+            mend = 'in this project, python -m pip install -e ".[export]"'
             raise UserError(
                 f"{format} needs the Python package {error.name!r}, which is not installed: {mend}"
             ) from error

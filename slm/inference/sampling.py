@@ -25,33 +25,33 @@ class Sampling:
 
 
 def candidates(logits: Logits, how: Sampling) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """The tokens to choose among, likeliest first, and their probabilities, (K,) each, K <= V; logits (V,).
+    """The tokens to choose among, in the order of their ids, and their probabilities, (K,) each, K <= V; logits (V,).
 
     Temperature first, then the k likeliest (top-k, Fan et al., 2018), then of those the fewest that together reach
     probability p (nucleus sampling, Holtzman et al., 2020), then those at least min_p times as likely as the likeliest
-    (min-p, Nguyen et al., 2024). Of equal logits the lower id comes first.
+    (min-p, Nguyen et al., 2024). Of equal logits the lower id is the likelier.
     """
     if how.temperature == 0:
         return np.array([logits.argmax()]), np.ones(1)
-    scaled = (logits.astype(np.float64) - logits.max()) / how.temperature
+    scaled = (logits - logits.max()) / np.float32(how.temperature)
     chosen = np.arange(len(logits))
     if 0 < how.top_k < len(logits):
         least = np.partition(scaled, -how.top_k)[-how.top_k]  # what the k-th likeliest has
-        chosen = np.concatenate([np.flatnonzero(scaled > least), np.flatnonzero(scaled == least)])[: how.top_k]
+        above, equal = np.flatnonzero(scaled > least), np.flatnonzero(scaled == least)
+        chosen = np.sort(np.concatenate([above, equal])[: how.top_k])
     p = np.exp(scaled[chosen])
-    p /= p.sum()
-    if how.top_p < 1:  # tokens this unlikely add up to at most 1 - top_p, so the nucleus needs none: less to sort
-        likely = p >= (1 - how.top_p) / len(p)
-        chosen, p = chosen[likely], p[likely]
-    order = np.lexsort((chosen, -p))
-    chosen, p = chosen[order], p[order]
     if how.top_p < 1:
-        enough = int(np.searchsorted(np.cumsum(p), how.top_p)) + 1  # the first token is always among them
-        chosen, p = chosen[:enough], p[:enough]
+        p /= p.sum(dtype=np.float64)
+        # Tokens this unlikely add up to at most 1 - top_p, so the nucleus needs none of them: less to sort.
+        likely = np.flatnonzero(p >= (1 - how.top_p) / len(p))
+        likely = likely[np.argsort(-p[likely], kind="stable")]
+        enough = int(np.searchsorted(np.cumsum(p[likely], dtype=np.float64), how.top_p)) + 1  # at least the first
+        nucleus = np.sort(likely[:enough])
+        chosen, p = chosen[nucleus], p[nucleus]
     if how.min_p > 0:
-        enough = int(np.searchsorted(-p, -how.min_p * p[0], side="right"))
-        chosen, p = chosen[:enough], p[:enough]
-    return chosen, p / p.sum()
+        likely = np.flatnonzero(p >= how.min_p * p.max())
+        chosen, p = chosen[likely], p[likely]
+    return chosen, p / p.sum(dtype=np.float64)
 
 
 def penalise(logits: Logits, seen: npt.NDArray[np.bool_], penalty: float) -> Logits:

@@ -11,7 +11,6 @@ import math
 import os
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, flags, settings
+from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, command, flags, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
 from slm.device import autocast, pick_device, pick_precision
@@ -542,11 +541,6 @@ def signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
-
-
-def command(name: str) -> str:
-    """How the user calls the command `name`: as they called this one, by its script or installed."""
-    return f"python {name}.py" if Path(sys.argv[0]).suffix == ".py" else f"slm {name}"
 
 
 def duration(seconds: float) -> str:
