@@ -15,3 +15,8 @@ def usable_cores() -> int:
     except (OSError, ValueError):
         pass
     return max(1, cores)
+
+
+def fast_threads(texts: int) -> int:
+    """On how many cores to write so many texts at once: more than a few wait for each other over a single token."""
+    return usable_cores() if texts > 1 else min(usable_cores(), 4)

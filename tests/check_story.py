@@ -33,7 +33,7 @@ def main(model_path: str, said: str) -> None:
         assert is_whole(story), story
     texts, tokens = ["Once upon a time"] * SAMPLES, [0] * SAMPLES
     how = GenerateConfig(num_samples=SAMPLES, max_length=200, seed=0)
-    for piece in load(model_path, many=True).write(["Once upon a time"], how):
+    for piece in load(model_path).write(["Once upon a time"], how):
         texts[piece.number] += piece.text
         tokens[piece.number] += piece.token is not None
     ended = sum(count < 200 for count in tokens)

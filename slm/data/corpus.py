@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import tempfile
 from array import array
 from collections import Counter, deque
@@ -27,6 +26,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from slm.config import DataConfig
+from slm.cores import usable_cores
 from slm.data import tokenizer as tokenizers
 from slm.data.sources import END_OF_TEXT, Piece, Source, open_source, validation_source
 from slm.data.tokenizer import Tokenizer
@@ -155,7 +155,7 @@ def _encode_all(
     pieces: Iterable[tuple[Piece, int]], tokenizer: Tokenizer, size_bytes: int | None, doing: str
 ) -> Iterator[tuple[int, npt.NDArray[np.uint32], int]]:
     """Encode (piece, split) pairs on all cores: yields (split, ids, bytes) in the order of each split's pieces."""
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = usable_cores()
 
     def ids_of(block: list[Piece]) -> tuple[npt.NDArray[np.uint32], int]:
         # Pieces are joined by the end of text, which is taken out again where the document goes on.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from slm.errors import UserError
 from slm.inference.sampling import Logits, Sampling, choose, log_probabilities, penalise
 
 Ids = npt.NDArray[np.integer[Any]]
@@ -65,7 +66,7 @@ class Generator:
         `alternatives`: how many to tell with each token, besides its probability; None: neither is computed.
 
         A model sees context_length tokens: of a longer prompt it reads the last ones, and once its window is full it
-        goes on from the window's second half.
+        goes on from the window's second half. Raises UserError where the model's logits are no numbers.
         """
         engine, context = self.engine, self.engine.context_length
         windows = [list(prompt[-context:]) for prompt in prompts]
@@ -84,6 +85,8 @@ class Generator:
 
         numbers = list(range(len(prompts)))  # of the prompts that the batch's sequences continue
         for position in range(max_length):
+            if not np.isfinite(logits.max(axis=1)).all():
+                raise UserError("the model computes what is no number: its file is damaged, or its training failed")
             step: list[Token | None] = [None] * len(prompts)
             going: list[int] = []  # places in the batch
             for place, number in enumerate(numbers):

@@ -16,14 +16,13 @@ import numpy.typing as npt
 import onnxruntime
 from onnxruntime import OrtValue
 
-from slm.cores import usable_cores
+from slm.cores import fast_threads
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.inference.generator import Ids
 from slm.inference.sampling import Logits
 
 METADATA, VERSION = "small-language-model", 1
-STREAM_THREADS = 4  # more cores than this wait for each other when one token is computed
 
 
 def describe(tokenizer: Tokenizer, context_length: int, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -39,16 +38,16 @@ def describe(tokenizer: Tokenizer, context_length: int, facts: Mapping[str, Any]
 class OnnxEngine:
     """A graph as slm/export/onnx.py writes it. tokenizer, facts, context_length: what its metadata say.
 
-    threads: on which one token is computed; default: the cores there are, but at most 4 unless `many` sequences are
-    read together. Raises UserError where the file is none, damaged or another model.
+    threads: cores to compute on; default: what is fast for one sequence. Raises UserError where the file is none,
+    damaged or another model.
     """
 
-    def __init__(self, path: Path, *, threads: int | None = None, many: bool = False):
+    def __init__(self, path: Path, *, threads: int | None = None):
         if not path.is_file():
             raise UserError(f"no model {path}: make one with `python export.py`, or name another with --model_path")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
-        options.intra_op_num_threads = threads or (usable_cores() if many else min(usable_cores(), STREAM_THREADS))
+        options.intra_op_num_threads = threads or fast_threads(1)
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # a damaged file can fail in any part of the reader
@@ -59,19 +58,22 @@ class OnnxEngine:
         if missing or not self._past:
             lacking = sorted(missing) or ["past_key_values.0.key"]
             raise UserError(f"{path} is no model of this project: its graph has no input {', '.join(lacking)}")
-        self._read_metadata(path)
+        self._path = path
+        self._read_metadata()
+        vocab_size = self.session.get_outputs()[0].shape[-1]
+        if vocab_size != self.tokenizer.vocab_size:
+            raise UserError(f"{path} is damaged: {vocab_size} logits for {self.tokenizer.vocab_size} tokens")
         _, self._heads, _, self._width = inputs[self._past[0]]
         optional = {each.name for each in self.session.get_overridable_initializers()}
         self._last_only = {"logits_to_keep": np.ones(1, dtype=np.int64)} if "logits_to_keep" in optional else {}
         self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._past)]
         self._cache = self._empty(0)
 
-    def _read_metadata(self, path: Path) -> None:
+    def _read_metadata(self) -> None:
+        path = self._path
         content = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
         if content is None:
-            raise UserError(
-                f"{path} holds no tokenizer: it was not written by this project; convert its source instead"
-            )
+            raise UserError(f"{path} holds no tokenizer: it was not written by this project")
         try:
             about = json.loads(content)
             if about["version"] != VERSION:
@@ -152,7 +154,10 @@ class OnnxEngine:
         }
         feeds = {name: OrtValue.ortvalue_from_numpy(value) for name, value in inputs.items()}
         feeds.update(zip(self._past, cache.values, strict=True))
-        logits, *present = self.session.run_with_ort_values(self._outputs, feeds)
+        try:
+            logits, *present = self.session.run_with_ort_values(self._outputs, feeds)
+        except Exception as error:
+            raise UserError(f"{self._path} cannot be run: {_first_line(error)}") from error
         return logits.numpy(), _Cache(cache.lengths + T, present)
 
     def _empty(self, batch_size: int) -> _Cache:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from slm.config import GenerateConfig
+from slm.cores import fast_threads
 from slm.errors import UserError
 from slm.files import user_path
 from slm.inference.generator import Token
@@ -19,8 +20,8 @@ ALTERNATIVES = 5  # that --logprobs tells with each token
 def main(config: GenerateConfig) -> None:
     """`slm generate`: one text is shown as it grows, several when whole, and with --logprobs a line of JSON each."""
     prompts = [config.prompt] if config.prompt_file is None else read_prompts(config.prompt_file)
-    many = len(prompts) * config.num_samples > 1
-    model = load(config.model_path, device=config.device, threads=config.threads, many=many)
+    count = len(prompts) * config.num_samples
+    model = load(config.model_path, device=config.device, threads=config.threads or fast_threads(count))
     if config.interactive:
         interactive(model, config)
         return
@@ -29,7 +30,7 @@ def main(config: GenerateConfig) -> None:
         if tokens > model.context_length:
             note = f"note: of the prompt's {tokens} tokens the model reads the last {model.context_length}"
             print(note, file=sys.stderr)
-    if many or config.logprobs:
+    if count > 1 or config.logprobs:
         whole(model, prompts, config)
     else:
         grow(model, prompts[0], config)

@@ -19,12 +19,12 @@ from slm.inference.sampling import Sampling
 BATCH = 32  # texts written together
 
 
-def load(model_path: str | Path, *, device: str = "auto", threads: int | None = None, many: bool = False) -> TextModel:
+def load(model_path: str | Path, *, device: str = "auto", threads: int | None = None) -> TextModel:
     """The model in a checkpoint (.pt), an ONNX file of ours (.onnx, without PyTorch) or a folder that holds one.
 
     A folder may also be one for transformers. device: auto, cpu, cuda or mps; an .onnx file runs on the CPU. threads:
-    cores to use, by default those that are fast for one text, or, with `many`, for several at a time. Raises UserError
-    where there is no such model, or it is damaged.
+    cores to use, in PyTorch by the whole process; default: for an .onnx file those that are fast for one text, in
+    PyTorch as they are. Raises UserError where there is no such model, or it is damaged.
     """
     path = find_model(user_path(str(model_path)))
     if path.suffix == ".onnx":
@@ -32,7 +32,7 @@ def load(model_path: str | Path, *, device: str = "auto", threads: int | None = 
             raise UserError(f"--device {device}: an .onnx file runs on the CPU here; take the .pt file")
         from slm.inference.onnx_engine import OnnxEngine
 
-        onnx = OnnxEngine(path, threads=threads, many=many)
+        onnx = OnnxEngine(path, threads=threads)
         return TextModel(onnx, onnx.tokenizer, onnx.facts)
     import torch
 

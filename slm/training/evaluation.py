@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from slm.config import EvaluateConfig
+from slm.cores import usable_cores
 from slm.data.batches import Inputs, evaluation_batches, gather
 from slm.data.corpus import Tokens, encode
 from slm.data.sources import open_source
@@ -97,7 +98,7 @@ def main(config: EvaluateConfig) -> None:
     if path.suffix == ".onnx":
         from slm.inference.onnx_engine import OnnxEngine
 
-        engine = OnnxEngine(path, many=True)
+        engine = OnnxEngine(path, threads=usable_cores())
         tokens = _tokens(config, engine.tokenizer)
         measured = measure(engine.loss, engine.context_length, tokens, engine.tokenizer, batch_size=config.batch_size)
     else:

@@ -13,7 +13,7 @@ from slm.data.tokenizer import Tokenizer, gpt2
 from slm.errors import UserError
 from slm.export.command import export
 from slm.export.onnx import block_size, quantise
-from slm.inference.onnx_engine import OnnxEngine
+from slm.inference.onnx_engine import OnnxEngine, describe
 from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
@@ -268,6 +268,13 @@ def test_a_graph_without_our_inputs(tmp_path, capsys):
 )
 def test_metadata_that_cannot_be_used(metadata, part, tmp_path, capsys):
     assert part in says(foreign(tmp_path / "m.onnx", OURS, **metadata), capsys)
+
+
+def test_a_graph_whose_tokenizer_is_another(path, tmp_path, capsys):
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, describe(Tokenizer("b", [bytes([byte]) for byte in range(256)]), 128, {}))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert "is damaged: 50257 logits for 257 tokens" in says(tmp_path / "m.onnx", capsys)
 
 
 def test_no_file(tmp_path, capsys):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from slm.config import ModelConfig
+from slm.errors import UserError
 from slm.inference.generator import Generator, Token
 from slm.inference.sampling import Sampling
 from slm.inference.torch_engine import TorchEngine
@@ -217,3 +218,13 @@ def test_probabilities_and_alternatives_are_the_models_own():
     assert np.exp([logprob for _, logprob in token.alternatives]) == pytest.approx([0.4, 0.3])
     (step,) = generator.generate([[0]], max_length=1, sampling=GREEDY, random=[np.random.default_rng(0)])
     assert step == [Token(1, None, ())]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_an_error(value):
+    class Broken(Counter):
+        def logits(self, last):
+            return super().logits(last) + np.where(np.arange(100) == 7, np.float32(value), 0)
+
+    with pytest.raises(UserError, match="computes what is no number"):
+        row(Broken(), [3])
