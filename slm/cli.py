@@ -11,7 +11,9 @@ import importlib
 import io
 import os
 import shutil
+import signal
 import sys
+import threading
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -95,7 +97,9 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
         if values.keys() & LENGTHS:  # a new length takes the place of the old one, however that was given
             stored = {name: value for name, value in stored.items() if name not in LENGTHS}
         base = {**stored, **base}
-    elif "init_from" in values:
+        if "init_from" in values:
+            problems.append("--resume and --init_from exclude each other: a resumed run goes on from its own weights")
+    elif values.get("init_from") is not None:
         from slm.training.trainer import shape_of
 
         shape = shape_of(str(values["init_from"]))
@@ -157,6 +161,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not asked:
             print(f"error: no command {command!r}", file=sys.stderr)
         return 0 if asked else 2
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
     try:
         config = read_flags(command, rest)
         return importlib.import_module(COMMANDS[command][1]).main(config) or 0
@@ -175,10 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "ut of memory" in str(error)
         ):
             raise
-        print(
-            "error: not enough memory: make --batch_size smaller (with a larger --grad_accum), or the model",
-            file=sys.stderr,
-        )
+        mend = ": make --batch_size smaller (with a larger --grad_accum), or the model" if command == "train" else ""
+        print(f"error: not enough memory{mend}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

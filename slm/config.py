@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from slm.cores import usable_cores
+
 T = TypeVar("T")
 
 
@@ -213,8 +215,10 @@ class GenerateConfig:
             yield f"--top_p must be above 0 and at most 1, not {self.top_p}"
         if not 0 <= self.min_p <= 1:
             yield f"--min_p must be from 0 to 1, not {self.min_p}"
-        if not 0 < self.repetition_penalty < math.inf:
-            yield f"--repetition_penalty must be above 0, not {self.repetition_penalty}"
+        if not 0.01 <= self.repetition_penalty <= 100:
+            yield f"--repetition_penalty must be from 0.01 to 100, not {self.repetition_penalty}"
+        if self.threads is not None and self.threads > usable_cores():
+            yield f"--threads {self.threads} is more than the {usable_cores()} cores there are"
         if "" in self.stop:
             yield "--stop must not be empty"
         if self.seed is not None and self.seed < 0:
@@ -283,9 +287,16 @@ class ImportConfig:
             yield "--from is missing: give a folder with a config.json, or the name of a model on the hub"
 
 
+def format_list(formats: str) -> list[str]:
+    """The names in `formats`, which have commas between them, each once."""
+    return list(dict.fromkeys(name.strip() for name in formats.split(",") if name.strip()))
+
+
 def format_problems(flag_name: str, formats: str) -> Iterator[str]:
-    """One line for each name in `formats`, separated by commas, that is no export format."""
-    for name in formats.split(","):
+    """One line for each of `formats` that is no export format, or where there is none."""
+    if not format_list(formats):
+        yield f"--{flag_name} names no format: there are {', '.join(EXPORT_FORMATS)}"
+    for name in format_list(formats):
         if name not in EXPORT_FORMATS:
             near = difflib.get_close_matches(name, EXPORT_FORMATS, n=1)
             mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(EXPORT_FORMATS)}"

@@ -56,12 +56,12 @@ def publishing(path: Path) -> Iterator[Path]:
         ) as temporary:
             made = Path(temporary) / path.name
             yield made
+            if path.exists() and path.is_dir() != made.is_dir():
+                raise UserError(f"{path} is a {'folder' if path.is_dir() else 'file'}, and in the way: take it out")
             if path.is_dir():
                 foreign = sorted({file.name for file in path.iterdir()} - {file.name for file in made.iterdir()})
                 if foreign:
-                    raise UserError(
-                        f"{path} holds {foreign[0]!r}, which is not of an export: take it out, or --out_dir"
-                    )
+                    raise UserError(f"{path} holds {foreign[0]!r}, which is not of an export: take it out")
             for place in (made, *made.rglob("*")):
                 sync(place)
             if path.is_dir():
@@ -79,12 +79,17 @@ def user_path(text: str) -> Path:
 
 def find_model(path: Path) -> Path:
     """`path` itself, or where it is a run's folder the model in it. Raises UserError where that holds none."""
-    if not path.is_dir() or (path / "config.json").exists():
-        return path
     names = ("best_model.pt", "best_model.onnx")
-    for name in names:
-        if (path / name).exists():
-            return path / name
+    try:
+        if not path.is_dir():
+            return path
+        for name in names:
+            if (path / name).exists():
+                return path / name
+        if (path / "config.json").exists():
+            return path
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
     raise UserError(
         f"{path} holds no model: neither {' nor '.join(names)}, nor the config.json of a transformers model"
     )

@@ -113,7 +113,8 @@ def test_each_bad_value_has_one_line(arguments, part):
         ("--top_p 1.1", "--top_p"),
         ("--seed -1", "--seed"),
         ("--min_p 1.5", "--min_p must be from 0 to 1, not 1.5"),
-        ("--repetition_penalty 0", "--repetition_penalty must be above 0"),
+        ("--repetition_penalty 0", "--repetition_penalty must be from 0.01 to 100, not 0.0"),
+        ("--threads 100000", "--threads 100000 is more than the"),
         ("--stop=", "--stop must not be empty"),
         ("--threads 0", "--threads must be at least 1"),
         ("--temperature 0 --num_samples 3", "3 samples need a higher one"),
@@ -138,12 +139,22 @@ def test_a_flag_that_may_be_given_several_times():
     [
         ("onx", "did you mean onnx?"),
         ("onnx,zip", "'zip' is no export format: there are onnx, "),
-        ("", "'' is no export"),
+        (",", "names no format"),
     ],
 )
 def test_unknown_export_formats(formats, part):
     (problem,) = problems(f"--format={formats}", command="export")
     assert part in problem
+
+
+def test_formats_may_have_spaces_between_them_and_count_once():
+    assert config.format_list("onnx, gguf,,onnx") == ["onnx", "gguf"]
+
+
+def test_resume_brings_its_own_weights(tmp_path):
+    (problem,) = problems("--resume", "--init_from", "best_model.pt", "--out_dir", str(tmp_path))
+    assert "--resume and --init_from exclude each other" in problem
+    assert read_flags("train", ["--init_from", "none"]).init_from is None
 
 
 def test_messages_go_to_stderr_and_the_exit_code_is_2(capsys):

@@ -13,7 +13,7 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from slm.config import EXPORT_FORMATS, ExportConfig
+from slm.config import EXPORT_FORMATS, ExportConfig, format_list
 from slm.errors import UserError
 from slm.files import find_model, publishing, user_path
 from slm.model.checkpoint import Checkpoint, open_model
@@ -21,17 +21,18 @@ from slm.model.checkpoint import Checkpoint, open_model
 
 def main(config: ExportConfig) -> None:
     """`slm export`: write each format asked for, and say what came of it."""
-    model_path = find_model(user_path(config.model_path))
+    model_path = find_model(user_path(config.model_path)).absolute()
     loaded = open_model(model_path)
     out_dir = model_path.parent if config.out_dir is None else user_path(config.out_dir)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make --out_dir {out_dir}: {error.strerror}") from error
+    base = out_dir / (model_path.resolve().name if model_path.is_dir() else model_path.stem)
     problems: list[str] = []
-    for format in dict.fromkeys(config.format.split(",")):
+    for format in format_list(config.format):
         try:
-            print(export(loaded, format, out_dir / model_path.stem))
+            print(export(loaded, format, base))
         except UserError as error:  # noqa: PERF203 - the other formats are still written
             problems += error.problems
     if problems:

@@ -37,7 +37,7 @@ from slm.model.checkpoint import Checkpoint
 BITS = {"onnx": 32, "onnx-int8": 8, "onnx-int4": 4}
 HEAD_BITS = 8
 TOLERANCE = {8: 0.02, 4: 0.2}  # nats a token
-OPSET, IR_VERSION = 20, 9  # what ONNX Runtime reads since 1.17, of early 2024
+OPSET, IR_VERSION = 20, 9  # what ONNX Runtime reads since early 2024 (1.17; 8-bit MatMulNBits since 1.22)
 MICROSOFT = "com.microsoft"  # the domain of ONNX Runtime's own operators
 INT64_MAX = 2**63 - 1
 LARGEST = 2**31 - 2**20  # bytes that protobuf puts into one file, and room for the metadata

@@ -48,6 +48,7 @@ class Generator:
 
     def __init__(self, engine: Engine, stop_token: int):
         self.engine, self.stop_token = engine, stop_token
+        self._latest: object = None
 
     def generate(
         self,
@@ -66,9 +67,11 @@ class Generator:
         `alternatives`: how many to tell with each token, besides its probability; None: neither is computed.
 
         A model sees context_length tokens: of a longer prompt it reads the last ones, and once its window is full it
-        goes on from the window's second half. Raises UserError where the model's logits are no numbers.
+        goes on from the window's second half. Raises UserError where the model's logits are no numbers,
+        and where it is asked for more after another call.
         """
         engine, context = self.engine, self.engine.context_length
+        this = self._latest = object()
         windows = [list(prompt[-context:]) for prompt in prompts]
         engine.keep([])
         distinct = list(dict.fromkeys(map(tuple, windows)))  # samples of one prompt read it once
@@ -105,6 +108,8 @@ class Generator:
                 yield step
             if not going or position + 1 == max_length:
                 return
+            if self._latest is not this:
+                raise UserError("another text was begun with this model: finish one first, or load the model twice")
 
             full = [place for place in going if len(windows[numbers[place]]) > context]
             others = [place for place in going if len(windows[numbers[place]]) <= context]

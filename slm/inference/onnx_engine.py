@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,49 +44,59 @@ class OnnxEngine:
     """
 
     def __init__(self, path: Path, *, threads: int | None = None):
+        self._path = path
         if not path.is_file():
             raise UserError(f"no model {path}: make one with `python export.py`, or name another with --model_path")
+        if not os.access(path, os.R_OK):
+            raise UserError(f"cannot read {path}: permission denied")
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
         options.intra_op_num_threads = threads or fast_threads(1)
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
+            )
         except Exception as error:  # a damaged file can fail in any part of the reader
             raise UserError(f"{path} is not an ONNX model that can be opened: {_first_line(error)}") from error
-        inputs = {each.name: each.shape for each in self.session.get_inputs()}
+        try:
+            self._read_description()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
+        self._cache = self._empty(0)
+
+    def _read_description(self) -> None:
+        """What inputs, outputs and metadata say. Raises UserError, or whatever else damage leads to."""
+        path, session = self._path, self.session
+        inputs = {each.name: each.shape for each in session.get_inputs()}
         self._past = [name for name in inputs if name.startswith("past_key_values.")]
         missing = {"input_ids", "attention_mask", "position_ids"} - inputs.keys()
         if missing or not self._past:
             lacking = sorted(missing) or ["past_key_values.0.key"]
             raise UserError(f"{path} is no model of this project: its graph has no input {', '.join(lacking)}")
-        self._path = path
-        self._read_metadata()
-        vocab_size = self.session.get_outputs()[0].shape[-1]
-        if vocab_size != self.tokenizer.vocab_size:
-            raise UserError(f"{path} is damaged: {vocab_size} logits for {self.tokenizer.vocab_size} tokens")
-        _, self._heads, _, self._width = inputs[self._past[0]]
-        optional = {each.name for each in self.session.get_overridable_initializers()}
-        self._last_only = {"logits_to_keep": np.ones(1, dtype=np.int64)} if "logits_to_keep" in optional else {}
-        self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._past)]
-        self._cache = self._empty(0)
-
-    def _read_metadata(self) -> None:
-        path = self._path
-        content = self.session.get_modelmeta().custom_metadata_map.get(METADATA)
+        content = session.get_modelmeta().custom_metadata_map.get(METADATA)
         if content is None:
             raise UserError(f"{path} holds no tokenizer: it was not written by this project")
-        try:
-            about = json.loads(content)
-            if about["version"] != VERSION:
-                raise UserError(f"{path} has format version {about['version']}; this program reads version {VERSION}")
-            self.context_length, self.facts = int(about["context_length"]), dict(about["facts"])
-            state = {
-                name: np.frombuffer(base64.b64decode(value[1]), dtype=value[0]) if isinstance(value, list) else value
-                for name, value in about["tokenizer"].items()
-            }
-            self.tokenizer = Tokenizer.from_state(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
+        about = json.loads(content)
+        if about["version"] != VERSION:
+            raise UserError(f"{path} has format version {about['version']!r}; this program reads version {VERSION}")
+        state = {
+            name: np.frombuffer(base64.b64decode(value[1]), dtype=value[0]) if isinstance(value, list) else value
+            for name, value in about["tokenizer"].items()
+        }
+        self.tokenizer = Tokenizer.from_state(state)
+        self.context_length, self.facts = int(about["context_length"]), dict(about["facts"])
+        vocab_size = session.get_outputs()[0].shape[-1]
+        if vocab_size != self.tokenizer.vocab_size:
+            raise ValueError(f"{vocab_size} logits for {self.tokenizer.vocab_size} tokens")
+        if self.context_length < 1:
+            raise ValueError(f"a context of {self.context_length} tokens")
+        _, heads, _, width = inputs[self._past[0]]
+        self._heads, self._width = int(heads), int(width)
+        optional = {each.name for each in session.get_overridable_initializers()}
+        self._last_only = {"logits_to_keep": np.ones(1, dtype=np.int64)} if "logits_to_keep" in optional else {}
+        self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._past)]
 
     def prefill(self, prompts: Sequence[Ids]) -> Logits:
         """Read new sequences of at least one token and add them to the batch's end: their next logits, (new, V).

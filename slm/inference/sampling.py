@@ -31,7 +31,7 @@ def candidates(logits: Logits, how: Sampling) -> tuple[npt.NDArray[np.intp], npt
     probability p (nucleus sampling, Holtzman et al., 2020), then those at least min_p times as likely as the likeliest
     (min-p, Nguyen et al., 2024). Of equal logits the lower id is the likelier.
     """
-    if how.temperature == 0:
+    if how.temperature < 1e-6:  # so cold that only the likeliest is left
         return np.array([logits.argmax()]), np.ones(1)
     scaled = (logits - logits.max()) / np.float32(how.temperature)
     chosen = np.arange(len(logits))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from slm.config import GenerateConfig
 from slm.cores import fast_threads
 from slm.errors import UserError
 from slm.files import user_path
 from slm.inference.generator import Token
-from slm.inference.text import TextModel, load
+from slm.inference.text import BATCH, TextModel, load
 
 ALTERNATIVES = 5  # that --logprobs tells with each token
 
@@ -40,13 +40,14 @@ def read_prompts(prompt_file: str) -> list[str]:
     """The lines of a UTF-8 file that are not empty. Raises UserError where it cannot be read or has none."""
     path = user_path(prompt_file)
     try:
-        prompts = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"cannot read --prompt_file {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(
             f"--prompt_file {path} is not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
         ) from error
+    prompts = [line for line in lines if line.strip()]
     if not prompts:
         raise UserError(f"--prompt_file {path} holds no prompt: write one on each line")
     return prompts
@@ -61,20 +62,32 @@ def grow(model: TextModel, prompt: str, config: GenerateConfig) -> None:
 
 
 def whole(model: TextModel, prompts: Sequence[str], config: GenerateConfig) -> None:
-    """Show each text when all of its batch are written."""
+    """Show each text when all of its batch are written.
+
+    With --logprobs, the tokens that make up a stop string are listed, though the text ends before it.
+    """
     count = len(prompts) * config.num_samples
     texts = [""] * count
     tokens: list[list[Token]] = [[] for _ in range(count)]
+
+    def show(numbers: Iterable[int]) -> None:
+        for number in numbers:
+            prompt, text = shown(model, prompts[number // config.num_samples]), texts[number]
+            if config.logprobs:
+                line = json.dumps({"prompt": prompt, "text": text, "tokens": explained(model, tokens[number])})
+                _show(f"{line}\n")
+            else:
+                _show(f"--- {number + 1} of {count} ---\n{prompt}{text}\n\n")
+
+    done = 0
     for piece in model.write(prompts, config, ALTERNATIVES if config.logprobs else None):
+        batch_begins = piece.number // BATCH * BATCH
+        show(range(done, batch_begins))
+        done = max(done, batch_begins)
         texts[piece.number] += piece.text
         if piece.token is not None:
             tokens[piece.number].append(piece.token)
-    for number, text in enumerate(texts):
-        prompt = shown(model, prompts[number // config.num_samples])
-        if config.logprobs:
-            _show(json.dumps({"prompt": prompt, "text": text, "tokens": explained(model, tokens[number])}) + "\n")
-        else:
-            _show(f"--- {number + 1} of {count} ---\n{prompt}{text}\n\n")
+    show(range(done, count))
 
 
 def explained(model: TextModel, tokens: Sequence[Token]) -> list[dict[str, object]]:

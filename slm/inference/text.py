@@ -17,6 +17,7 @@ from slm.inference.generator import Engine, Generator, Token
 from slm.inference.sampling import Sampling
 
 BATCH = 32  # texts written together
+KEYWORDS = {"max_length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"}
 
 
 def load(model_path: str | Path, *, device: str = "auto", threads: int | None = None) -> TextModel:
@@ -27,7 +28,7 @@ def load(model_path: str | Path, *, device: str = "auto", threads: int | None = 
     PyTorch as they are. Raises UserError where there is no such model, or it is damaged.
     """
     path = find_model(user_path(str(model_path)))
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         if device not in ("auto", "cpu"):
             raise UserError(f"--device {device}: an .onnx file runs on the CPU here; take the .pt file")
         from slm.inference.onnx_engine import OnnxEngine
@@ -58,7 +59,7 @@ class Piece(NamedTuple):
 
 
 class TextModel:
-    """Writes texts. The keywords of its methods are the flags of `slm generate`."""
+    """Writes texts, one call at a time."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, facts: Mapping[str, Any]):
         self.tokenizer, self.facts = tokenizer, facts
@@ -66,12 +67,18 @@ class TextModel:
         self._generator = Generator(engine, tokenizer.end_of_text)
 
     def generate(self, prompt: str = "", **how: Any) -> str:
-        """What follows `prompt`. Raises UserError for keywords with values that cannot be used."""
+        """What follows `prompt`; keywords as in `stream`."""
         return "".join(self.stream(prompt, **how))
 
-    def stream(self, prompt: str = "", **how: Any) -> Iterator[str]:
-        """What follows `prompt`, in pieces, as it is written; never half a character."""
-        config = GenerateConfig(**how)
+    def stream(self, prompt: str = "", *, stop: str | Sequence[str] = (), **how: Any) -> Iterator[str]:
+        """What follows `prompt`, in pieces, as it is written; never half a character.
+
+        Keywords are flags of `slm generate`: max_length, temperature, top_k, top_p, min_p, repetition_penalty, seed
+        and stop, which may be one text or several. Raises UserError where a value cannot be used.
+        """
+        if unknown := how.keys() - KEYWORDS:
+            raise TypeError(f"no keyword {min(unknown)!r}: there are stop, {', '.join(sorted(KEYWORDS))}")
+        config = GenerateConfig(stop=(stop,) if isinstance(stop, str) else tuple(stop), **how)
         problems = [*config.problems()]
         if problems:
             raise UserError(*problems)
@@ -86,6 +93,7 @@ class TextModel:
 
         alternatives: how many likely tokens to tell with each chosen one; None: none, and no probabilities.
         """
+        encoded = [self.encode(prompt) for prompt in prompts]
         numbers = range(len(prompts) * config.num_samples)
         sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         for first in range(0, len(numbers), BATCH):
@@ -96,7 +104,7 @@ class TextModel:
                 return growing[place].add(self.tokenizer.tokens[token])
 
             steps = self._generator.generate(
-                [self.encode(prompts[number // config.num_samples]) for number in batch],
+                [encoded[number // config.num_samples] for number in batch],
                 max_length=config.max_length,
                 sampling=sampling,
                 random=[_random(config.seed, number % config.num_samples) for number in batch],

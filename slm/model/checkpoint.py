@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.config import ModelConfig
+from slm.config import EXPORT_FORMATS, ModelConfig, TrainConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.files import find_model, replacing
@@ -36,13 +36,10 @@ class Checkpoint:
     training: Mapping[str, Any] | None = None
 
     def model(self, device: torch.device | str = "cpu") -> GPT:
-        """The network with these weights, ready to evaluate. Raises UserError where weights and shape disagree."""
+        """The network with these weights, ready to evaluate."""
         with torch.device("meta"):
             model = GPT(self.config)
-        try:
-            model.load_state_dict(self.weights, assign=True)
-        except RuntimeError as error:
-            raise UserError(f"the checkpoint's weights do not fit its own model config: {error}") from error
+        model.load_state_dict(self.weights, assign=True)
         return model.to(device).eval()
 
 
@@ -90,6 +87,11 @@ def load(path: Path) -> Checkpoint:
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged file can fail in any part of the reader
+        for format, (_, ending) in EXPORT_FORMATS.items():
+            if path.name.lower().endswith(ending):
+                raise UserError(
+                    f"{path} is an export ({format}): give the checkpoint, such as best_model.pt"
+                ) from error
         reason = "it may be truncated, or hold code, none of which was run"
         raise UserError(
             f"{path} is not a checkpoint that can be opened safely: {reason} ({type(error).__name__})"
@@ -97,14 +99,32 @@ def load(path: Path) -> Checkpoint:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is a PyTorch file, but not a checkpoint of this project")
     if content.get("version") != VERSION:
-        raise UserError(f"{path} has format version {content.get('version')}; this program reads version {VERSION}")
+        raise UserError(f"{path} has format version {content.get('version')!r}; this program reads version {VERSION}")
     try:
-        return Checkpoint(
-            ModelConfig(**content["model_config"]),
-            dict(content["weights"]),
-            Tokenizer.from_state(content["tokenizer"]),
-            dict(content["facts"]),
-            content.get("training"),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        config, tokenizer = ModelConfig(**content["model_config"]), Tokenizer.from_state(content["tokenizer"])
+        weights = _checked(config, tokenizer, dict(content["weights"]))
+        return Checkpoint(config, weights, tokenizer, dict(content["facts"]), content.get("training"))
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
+
+
+def _checked(config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` in fp32. Raises ValueError where shape, tokenizer and weights do not belong together."""
+    for entry in dataclasses.fields(config):
+        value = getattr(config, entry.name)
+        if type(value) is not type(entry.default) and not (type(value) is int and type(entry.default) is float):
+            raise ValueError(f"{entry.name} is {value!r}")
+    for problem in TrainConfig(model=config, init_from="").problems():
+        raise ValueError(problem.removeprefix("--"))
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(f"{tokenizer.vocab_size} tokens in the tokenizer, {config.vocab_size} in the model")
+    if config.n_layer > len(weights):
+        raise ValueError(f"{len(weights)} weights for {config.n_layer} layers")
+    with torch.device("meta"):
+        expected = {name: weight.shape for name, weight in GPT(config).state_dict().items()}
+    found = {name: weight.shape for name, weight in weights.items() if weight.is_floating_point()}
+    wrong = sorted(str(name) for name, _ in expected.items() ^ found.items())
+    if wrong:
+        raise ValueError(f"weights that do not fit the model: {', '.join(dict.fromkeys(wrong[:4]))}")
+    return {name: weight.float().contiguous() for name, weight in weights.items()}

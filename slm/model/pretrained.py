@@ -127,7 +127,11 @@ def _load(source: str) -> Checkpoint:
 def main(config: ImportConfig) -> None:
     """`slm import`: write best_model.pt, and say what it is."""
     path = user_path(config.out_dir) / "best_model.pt"
-    if path.exists() and not config.overwrite:
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"cannot read --out_dir {path.parent}: {error.strerror}") from error
+    if exists and not config.overwrite:
         raise UserError(f"{path} exists: replace it with --overwrite, or choose another folder with --out_dir")
     loaded = load(config.from_)
     try:

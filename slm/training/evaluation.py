@@ -17,6 +17,7 @@ from slm.data.corpus import Tokens, encode
 from slm.data.sources import open_source
 from slm.data.tokenizer import Tokenizer
 from slm.device import autocast, pick_device, pick_precision
+from slm.errors import UserError
 from slm.files import find_model, user_path
 from slm.model.checkpoint import open_model
 from slm.model.gpt import GPT
@@ -95,7 +96,9 @@ def measure(
 def main(config: EvaluateConfig) -> None:
     """`slm evaluate`: print how well a model predicts a text."""
     path = find_model(user_path(config.model_path))
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
+        if config.device not in ("auto", "cpu") or config.precision not in ("auto", "fp32"):
+            raise UserError("an .onnx file is measured on the CPU, in the precision that it has: take the .pt file")
         from slm.inference.onnx_engine import OnnxEngine
 
         engine = OnnxEngine(path, threads=usable_cores())

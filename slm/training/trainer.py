@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, command, flags, settings
+from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, command, flags, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
 from slm.device import autocast, pick_device, pick_precision
@@ -38,6 +38,7 @@ from slm.training.optim import make_optimizers
 from slm.training.schedule import learning_rate
 
 BEST, LAST, METRICS, PLOT = RUN_FILES = ("best_model.pt", "last.pt", "metrics.csv", "training.png")
+EXPORTS = {format: Path(BEST).stem + ending for format, (_, ending) in EXPORT_FORMATS.items()}
 EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
 EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
 REFRESH_SECONDS = 0.5  # of the progress bar; reading the loss more often would make a GPU wait
@@ -310,7 +311,7 @@ class Run:
             state.best_loss, state.best_step = val.loss, state.step
             self.save_best(train, val)
         if len(state.rows) == 1:  # a new run is on the disk: what belongs to one that it overwrites would mislead
-            for path in (self.out_dir / LAST, *self.exports()):
+            for path in (self.out_dir / LAST, *(self.out_dir / name for name in EXPORTS.values())):
                 if path.is_file():
                     path.unlink()
         warning = self._report(in_a_hurry=True)
@@ -382,15 +383,16 @@ class Run:
 
     def exports(self) -> dict[Path, str]:
         """The files and folders that `--export` asks for, and their formats."""
-        formats = [] if self.config.export == "none" else self.config.export.split(",")
-        return {self.out_dir / (Path(BEST).stem + EXPORT_FORMATS[format][1]): format for format in formats}
+        formats = [] if self.config.export == "none" else format_list(self.config.export)
+        return {self.out_dir / EXPORTS[format]: format for format in formats}
 
     def export(self) -> str:
         """Write the best model in the formats asked for: a line for each, and for those that fail a warning."""
         lines = []
+        best = checkpoint.load(self.out_dir / BEST)
         for format in self.exports().values():
             try:
-                written = export(checkpoint.load(self.out_dir / BEST), format, self.out_dir / Path(BEST).stem)
+                written = export(best, format, self.out_dir / Path(BEST).stem)
                 lines.append(f"export     {written}\n")
             except Exception as error:  # noqa: PERF203 - whatever it is, the run is saved
                 reason = str(error).strip() or type(error).__name__
@@ -429,6 +431,7 @@ class Run:
             "mps": lambda: "Apple GPU",
         }[self.device.type]()
         precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        files = [*RUN_FILES, *(path.name for path in self.exports())]
         lines = [
             f"text       {corpus.description}",
             f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate; "
@@ -438,7 +441,7 @@ class Run:
             f"width {shape.n_embd}, context {shape.context_length}",
             f"run        {length}; {self.tokens_per_step:,} tokens a step, {self.steps_per_epoch:,.1f} steps a pass",
             f"device     {place}, {precision}; about {self.memory_estimate() / 1e9:.1f} GB of memory",
-            f"files      {', '.join(RUN_FILES)} in {self.out_dir.resolve()}",
+            f"files      {', '.join(files)} in {self.out_dir.resolve()}",
         ]
         if self.state.step:
             lines.append(f"resuming   after step {self.state.step:,}, {duration(self.state.seconds)} into the run")
@@ -480,8 +483,7 @@ def open_folder(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
     if not os.access(out_dir, os.W_OK):
         raise UserError(f"cannot write to --out_dir {out_dir}: permission denied")
     if not config.resume:
-        names = (*RUN_FILES, f"{Path(BEST).stem}.onnx")
-        there = [name for name in names if (out_dir / name).exists()]
+        there = [name for name in (*RUN_FILES, *EXPORTS.values()) if (out_dir / name).exists()]
         if there and not config.overwrite:
             raise UserError(
                 f"{out_dir.resolve()} already holds a run ({', '.join(there)}): "

@@ -233,6 +233,27 @@ def test_a_truncated_file(path, kept, tmp_path, capsys):
     assert "is not an ONNX model that can be opened" in says(tmp_path / "m.onnx", capsys)
 
 
+def test_flipped_bits_never_end_in_a_traceback(tmp_path):
+    """Flips in weights may stay unseen; all others are one line."""
+    shape = ModelConfig(vocab_size=257, context_length=4, n_layer=1, n_head=1, n_embd=8)
+    tokenizer = Tokenizer("bytes", [bytes([byte]) for byte in range(256)])
+    export(Checkpoint(shape, GPT(shape).state_dict(), tokenizer, {}), "onnx", tmp_path / "m")
+    whole, said = (tmp_path / "m.onnx").read_bytes(), []
+    random = np.random.default_rng(0)
+    for place, bit in zip(random.integers(len(whole), size=250), random.integers(8, size=250), strict=True):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(bit)
+        (tmp_path / "damaged.onnx").write_bytes(damaged)
+        try:
+            engine = OnnxEngine(tmp_path / "damaged.onnx", threads=1)
+            engine.prefill([np.array([1, 2])])
+            engine.decode(np.array([3]))
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > 20
+    assert not [line for line in said if "\n" in line]
+
+
 def foreign(path, names, **metadata):
     """An ONNX file that has nothing to do with ours."""
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [1, 2, 3, 4]) for name in names]
@@ -274,7 +295,7 @@ def test_a_graph_whose_tokenizer_is_another(path, tmp_path, capsys):
     model = onnx.load(path)
     onnx.helper.set_model_props(model, describe(Tokenizer("b", [bytes([byte]) for byte in range(256)]), 128, {}))
     onnx.save(model, tmp_path / "m.onnx")
-    assert "is damaged: 50257 logits for 257 tokens" in says(tmp_path / "m.onnx", capsys)
+    assert "is damaged: ValueError: 50257 logits for 257 tokens" in says(tmp_path / "m.onnx", capsys)
 
 
 def test_no_file(tmp_path, capsys):

@@ -228,3 +228,18 @@ def test_logits_that_are_no_numbers_are_an_error(value):
 
     with pytest.raises(UserError, match="computes what is no number"):
         row(Broken(), [3])
+
+
+def test_of_two_texts_at_once_the_first_is_an_error_and_not_garbage(model):
+    generator = Generator(TorchEngine(model), stop_token=-1)
+
+    def begin(prompt):
+        how = {"max_length": 9, "sampling": GREEDY, "random": [np.random.default_rng(0)]}
+        return generator.generate([prompt], **how)
+
+    first, second = begin([1, 2]), begin([3])
+    next(first)
+    next(second)
+    with pytest.raises(UserError, match="finish one first, or load the model twice"):
+        next(first)
+    assert [step[0].id for step in second] == row(TorchEngine(model), [3], max_length=9, stop_token=-1)[1:]

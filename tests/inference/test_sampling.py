@@ -69,6 +69,11 @@ def test_draws_follow_the_distribution(how):
     assert ((draws[seen] - expected[seen]) ** 2 / expected[seen]).sum() < 16.3
 
 
+def test_a_temperature_that_is_nearly_zero_is_zero():
+    for temperature in (1e-50, 1e-40, 1e-7):
+        assert candidates(LOGITS, Sampling(temperature=temperature))[0].tolist() == [1]
+
+
 def test_extreme_logits_do_not_overflow():
     logits = np.array([-1e30, 3e4, 2.9e4, -np.inf], dtype=np.float32)
     assert choose(logits, Sampling(temperature=0.01, top_p=0.9), np.random.default_rng(0)) == 1

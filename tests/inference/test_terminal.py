@@ -55,6 +55,26 @@ def test_several_texts_are_told_apart(model_path, tmp_path, capsys):
     assert re.findall("First|Second ", shown) == ["First", "First", "Second ", "Second "]
 
 
+def test_texts_are_shown_batch_by_batch(model_path, monkeypatch, capsys):
+    write = terminal.TextModel.write
+
+    def failing(*arguments):
+        for piece in write(*arguments):
+            if piece.number == 33:
+                raise KeyboardInterrupt
+            yield piece
+
+    monkeypatch.setattr(terminal.TextModel, "write", failing)
+    flags = ["--model_path", model_path, "--num_samples", "40", "--max_length", "2", "--seed", "1"]
+    assert main(["generate", *flags]) == 130
+    assert capsys.readouterr().out.count("--- ") == 32
+
+
+def test_a_prompt_file_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffOne\r\nTwo\x0cthree\n".encode())
+    assert terminal.read_prompts(str(tmp_path / "prompts.txt")) == ["One", "Two\x0cthree"]
+
+
 def test_logprobs_are_json_lines(model_path, capsys):
     flags = ["--model_path", model_path, "--prompt", "Once", "--logprobs", "--max_length", "5", "--seed", "1"]
     assert main(["generate", *flags, "--num_samples", "2"]) == 0

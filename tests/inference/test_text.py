@@ -95,6 +95,10 @@ def test_the_shown_text_is_cut_at_the_first_stop_string(text, stop, data):
     assert len(shown) == first
 
 
+def test_one_stop_string_may_be_given_by_itself():
+    assert pieces("The end.", stop="end") == pieces("The end.", stop=("end",))
+
+
 def test_keywords_are_checked_as_flags_are():
     with pytest.raises(UserError) as error:
         TextModel(Recite("x"), BYTES, {}).generate("", top_p=0.0, min_p=2.0)
@@ -102,8 +106,9 @@ def test_keywords_are_checked_as_flags_are():
         "--top_p must be above 0 and at most 1, not 0.0",
         "--min_p must be from 0 to 1, not 2.0",
     )
-    with pytest.raises(TypeError, match="topp"):
-        TextModel(Recite("x"), BYTES, {}).generate("", topp=0.5)
+    for keyword in ("topp", "num_samples", "model_path"):
+        with pytest.raises(TypeError, match=f"no keyword '{keyword}': there are stop, max_length"):
+            TextModel(Recite("x"), BYTES, {}).generate("", **{keyword: 2})
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,3 +104,51 @@ def test_a_part_that_is_no_such_thing(saved, part):
 
 def test_weights_that_do_not_fit_the_shape(saved):
     assert "do not fit" in changed(saved[0], weights={"token_embedding.weight": torch.zeros(2, 2)})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_head", 3), ("n_head", 0), ("n_head", None), ("n_layer", 2), ("n_layer", 10**9), ("n_layer", 0),
+        ("dropout", "x"), ("dropout", 2.0), ("vocab_size", "a"), ("vocab_size", 300), ("context_length", -1),
+        ("n_embd", 2.5), ("n_embd", 8), ("bias", False), ("attention", 5),
+    ],
+)  # fmt: skip
+def test_a_shape_that_is_not_that_of_the_weights(saved, field, value):
+    shape = torch.load(saved[0], weights_only=True)["model_config"]
+    said = changed(saved[0], model_config={**shape, field: value})
+    assert "is damaged" in said
+    assert "\n" not in said
+
+
+def test_weights_in_half_precision_are_read_as_fp32(saved):
+    path, _ = saved
+    content = torch.load(path, weights_only=True)
+    weights = {name: weight.bfloat16() for name, weight in content["weights"].items()}
+    torch.save({**content, "weights": weights}, path)
+    assert {weight.dtype for weight in checkpoint.load(path).weights.values()} == {torch.float32}
+
+
+def test_flipped_bits_never_end_in_a_traceback(saved):
+    """Flips in weights may stay unseen; all others are one line."""
+    path, _ = saved
+    whole, said = path.read_bytes(), []
+    random = np.random.default_rng(0)
+    places = [*random.integers(len(whole), size=40), *random.integers(len(whole) - 9000, len(whole), size=80)]
+    for place, bit in zip(places, random.integers(8, size=120), strict=True):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(bit)
+        path.write_bytes(damaged)
+        try:
+            checkpoint.load(path).model()
+        except UserError as error:
+            said.append(str(error))
+    assert len(said) > 5
+    assert not [line for line in said if "\n" in line]
+
+
+@pytest.mark.parametrize("name", ["m.onnx", "m.torchscript.pt", "m.pt2", "m.gguf", "m.int8.ONNX"])
+def test_an_export_is_called_one(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x" * 100)
+    assert "is an export (" in refusal(tmp_path / name)
+    assert "give the checkpoint, such as best_model.pt" in refusal(tmp_path / name)

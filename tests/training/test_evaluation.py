@@ -111,6 +111,12 @@ def test_a_checkpoint_and_its_onnx_file_measure_alike(trained, tmp_path, capsys)
     assert first == second
 
 
+@pytest.mark.parametrize("flag", ["--device=cuda", "--precision=bf16"])
+def test_an_onnx_file_is_measured_as_it_is(flag, tmp_path, capsys):
+    assert main(["evaluate", "--model_path", str(tmp_path / "m.onnx"), flag]) == 2
+    assert "measured on the CPU, in the precision that it has" in capsys.readouterr().err
+
+
 def test_contradictory_texts(capsys):
     assert main(["evaluate", "--text", "a", "--dataset", "b"]) == 2
     assert main(["evaluate", "--text="]) == 2

@@ -515,6 +515,14 @@ def test_an_old_export_goes_when_a_new_run_has_its_first_model(config, monkeypat
     assert not old.exists()
 
 
+def test_an_export_that_is_there_is_not_overwritten_unasked(config):
+    Path(config.out_dir).mkdir()
+    (Path(config.out_dir) / "best_model.gguf").write_text("somebody's")
+    with pytest.raises(UserError, match=r"already holds a run \(best_model\.gguf\)"):
+        main(config)
+    assert (Path(config.out_dir) / "best_model.gguf").read_text() == "somebody's"
+
+
 def going_on_from(config, path, *more):
     """The config of a run that goes on from the model in `path`, as the command line makes it."""
     names = ("precision", "device", "max_steps", "batch_size", "eval_batches", "export")
