@@ -1,5 +1,6 @@
 """The README keeps its word: its commands run to the letter, its flags and figures are the program's."""
 
+import os
 import re
 import shlex
 import shutil
@@ -94,7 +95,9 @@ def exported(trained, tmp_path_factory):
 def test_the_examples_of_the_page_on_exports_run(exported, example):
     for package in re.findall(r"^(?:import|from) (\w+)", example, re.MULTILINE):
         pytest.importorskip(package)
-    done = subprocess.run([sys.executable, "-c", example], cwd=exported, capture_output=True, text=True, timeout=100)
+    command = [sys.executable, "-c", example]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=exported, env=env, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
 
 
