@@ -89,7 +89,9 @@ class TrainConfig:
     max_minutes: float | None = flag(None, "stop after this time, the schedule running down with it; instead of epochs")
     patience: int | None = flag(None, "stop after this many evaluations without a better validation loss")
 
-    batch_size: int = flag(32, "windows of context_length tokens in a batch")
+    batch_size: int | None = flag(
+        None, "windows of context_length tokens in a batch; default, or auto: what learns most in the run's length"
+    )
     grad_accum: int = flag(1, "batches whose gradients are summed into one optimizer step")
     optimizer: Literal["adamw", "muon"] = flag("adamw", "muon: for the blocks' matrices, with AdamW for the rest")
     learning_rate: float | None = flag(None, "peak rate; default: 0.001 at width 384, falling as 1/width")
@@ -110,6 +112,10 @@ class TrainConfig:
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to train; auto: a GPU where there is one")
     compile: Literal["auto", "on", "off"] = flag("auto", "torch.compile; auto: on CUDA only")
+    activation_checkpointing: bool = flag(
+        False, "keep less for the backward pass and compute it again: less memory, a third more work"
+    )
+    profile: bool = flag(False, "write trace.json, for chrome://tracing, and show where a step's time goes")
     seed: int = flag(0, "initial weights, order of the text and dropout follow from it")
 
     eval_every: int | None = flag(None, "optimizer steps between evaluations; default: 20 in a run")
@@ -368,7 +374,7 @@ def parse(kind: Any, text: str) -> object:
     Raises ValueError where it is none; `expected` says what would be.
     """
     kind, may_be_none = _without_none(kind)
-    if may_be_none and text.lower() == "none":
+    if may_be_none and text.lower() in ("none", "auto"):
         return None
     if typing.get_origin(kind) is tuple:
         return parse(typing.get_args(kind)[0], text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 
 import torch
@@ -36,6 +37,31 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and _seconds(torch.bfloat16) * 1.5 < _seconds(torch.float32):
         return torch.bfloat16
     return torch.float32
+
+
+# FLOP/s of dense bf16 products (fp16 before Ampere), from the makers' data sheets; the first name found counts
+PEAK_FLOPS = {
+    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12,
+    "L40S": 362e12, "L4": 121e12, "A10G": 70e12, "A10": 125e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """FLOP/s that the device could do at most; None where that is not known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for chip, peak in PEAK_FLOPS.items() if chip in name), None)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes that this process has held at most, on a GPU those of the device; None where that cannot be known."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps" or sys.platform == "win32":
+        return None
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:

@@ -45,12 +45,16 @@ class TrainingBatches:
         phase = random.integers(min(self.context_length, room + 1))
         return phase + self.context_length * random.permutation(self.windows)
 
-    def __call__(self, step: int) -> tuple[Inputs, Inputs]:
-        """Inputs and targets of batch `step`, each (B / world, T) int64."""
+    def starts(self, step: int) -> npt.NDArray[np.int64]:
+        """Where the windows of batch `step` begin, (B / world,)."""
         numbers = np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
         epochs, places = np.divmod(numbers, self.windows)
-        starts = np.concatenate([self._starts(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
-        windows = self.ids[starts[:, None] + np.arange(self.context_length + 1)].astype(np.int64)  # (B, T + 1)
+        return np.concatenate([self._starts(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+    def __call__(self, step: int) -> tuple[Inputs, Inputs]:
+        """Inputs and targets of batch `step`, each (B / world, T) int64."""
+        places = self.starts(step)[:, None] + np.arange(self.context_length + 1)
+        windows = self.ids[places].astype(np.int64)  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]
 
 

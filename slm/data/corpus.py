@@ -48,6 +48,13 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def in_use(self, vocab_size: int) -> npt.NDArray[np.bool_]:
+        """Whether each token occurs, (vocab_size,)."""
+        seen = np.zeros(vocab_size, dtype=bool)
+        for start in range(0, len(self.ids), 1 << 24):  # an index as large as the text would not fit
+            seen[self.ids[start : start + (1 << 24)]] = True
+        return seen
+
 
 @dataclass(frozen=True)
 class Corpus:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from slm.config import ModelConfig
 from slm.model.kv_cache import KVCache
 from slm.model.loss import linear_cross_entropy
+from slm.model.vocabulary import Rows
 
 
 class Attention(nn.Module):
@@ -76,10 +79,14 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token ids in, the next token's logits out. The output layer is the token embedding itself (tied)."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, config: ModelConfig, rows: Rows | None = None):
+        """rows: keep only these of the embedding, as for training; None: one for each token."""
         super().__init__()
-        self.config = config
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.config, self.rows = config, rows
+        self.activation_checkpointing = False
+        self.token_embedding = nn.Embedding(rows.count if rows else config.vocab_size, config.n_embd)
+        self.row_of_token: Tensor
+        self.register_buffer("row_of_token", rows.of_token if rows else None, persistent=False)  # (V,)
         self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -106,23 +113,45 @@ class GPT(nn.Module):
         if cache is not None:
             positions = cache.ends + positions  # (B, T)
         mask = cache.mask(T) if cache is not None else None
-        x = self.dropout(self.token_embedding(ids) + self.position_embedding(positions))
+        x = self.dropout(self.token_embedding(self._rows_of(ids)) + self.position_embedding(positions))
         for block in self.blocks:
-            x = block(x, cache, mask)
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, cache, mask, use_reentrant=False)
+            else:
+                x = block(x, cache, mask)
         if cache is not None:
             cache.advance(T)
         return self.final_norm(x)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The logits of each next token: ids (B, T) -> (B, T, V)."""
-        return F.linear(self.hidden(ids, cache), self.token_embedding.weight)
+        weight = self.token_embedding.weight
+        return F.linear(self.hidden(ids, cache), self.rows.widen(weight) if self.rows else weight)
 
     def loss(self, ids: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The summed loss in nats and the number of tokens guessed right, both scalars, without holding all logits.
 
         ids, targets: (B, T); a target below 0 does not count.
         """
-        return linear_cross_entropy(self.hidden(ids).flatten(0, 1), self.token_embedding.weight, targets.flatten())
+        rows = torch.where(targets < 0, targets, self._rows_of(targets.clamp(min=0)))
+        shared = self.rows.shared if self.rows else 1
+        return linear_cross_entropy(self.hidden(ids).flatten(0, 1), self.token_embedding.weight, rows.flatten(), shared)
+
+    def _rows_of(self, ids: Tensor) -> Tensor:
+        return self.row_of_token[ids] if self.rows else ids
+
+    def all_weights(self) -> dict[str, Tensor]:
+        """The state_dict of the same model with a row for each token."""
+        weights = self.state_dict()
+        if self.rows:
+            weights["token_embedding.weight"] = self.rows.widen(weights["token_embedding.weight"])
+        return weights
+
+    def load_all_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over what `all_weights` gave."""
+        if self.rows:
+            weights = {**weights, "token_embedding.weight": self.rows.narrow(weights["token_embedding.weight"])}
+        self.load_state_dict(weights)
 
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache for `batch_size` sequences of the full context."""

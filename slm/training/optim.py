@@ -2,19 +2,102 @@
 
 from __future__ import annotations
 
-from torch import nn, optim
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn, optim
 
 # Muon's rate for AdamW's rate of 1, both scaled to the same size of update (Liu et al., 2025); docs/experiments.md.
 MUON_RATE = 3.0
 
+# x -> a x + b x^3 + c x^5 for each iteration: between them they bring singular values from 0.001 to about 1, each the
+# best of its degree for what the one before it leaves (Amsel et al., 2025, "The Polar Express").
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+MARGIN = 1.01  # the first step is divided by it, so that rounding does not push a value beyond what they converge for
+
+
+class Muon(optim.Optimizer):
+    """Momentum, made orthogonal: every direction of a matrix is moved equally far.
+
+    torch.optim.Muon does the same for one matrix after another, always in bf16 and in five iterations; here matrices of
+    one shape go through together, in the type that is fast on the device, and fewer iterations are enough.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        lr: float = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        iterations: int = 5,
+        dtype: torch.dtype = torch.float32,
+    ):
+        """params: matrices (m, n); those with m = 3 n are taken for query, key and value on top of each other, and
+        each is made orthogonal by itself. dtype: of the products; fp32 or bf16."""
+        self.iterations, self.dtype = iterations, dtype
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update every matrix that has a gradient; its update's root mean square is 0.2 lr, about AdamW's."""
+        for group in self.param_groups:
+            by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
+                update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov's
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                m, n = parameter.shape
+                for target, part in zip(
+                    parameter.split(n if m == 3 * n else m), update.split(n if m == 3 * n else m), strict=True
+                ):
+                    wide = part if len(part) <= n else part.T
+                    by_shape.setdefault((wide.shape[0], wide.shape[1]), []).append((target, wide))
+            for (_, longer), pairs in by_shape.items():
+                updates = orthogonal(torch.stack([part for _, part in pairs]), self.iterations, self.dtype)
+                for (target, _), update in zip(pairs, updates, strict=True):
+                    lying = update if update.shape == target.shape else update.T
+                    target.sub_(lying, alpha=0.2 * math.sqrt(longer) * group["lr"])
+
+
+def orthogonal(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
+    """The nearest half-orthogonal matrices, roughly: (K, m, n) with m <= n -> (K, m, n) in `dtype`.
+
+    Singular values become about 1, but for very small ones; Newton-Schulz iterations, products alone.
+    """
+    x = matrices / (MARGIN * torch.linalg.matrix_norm(matrices, keepdim=True)).clamp(min=1e-20)
+    x = x.to(dtype)
+    for a, b, c in POLAR_EXPRESS[:iterations]:
+        gram = x @ x.mT  # (K, m, m)
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
 
 def make_optimizers(
-    model: nn.Module, kind: str, *, betas: tuple[float, float], weight_decay: float
-) -> list[optim.Optimizer]:
+    model: nn.Module,
+    kind: str,
+    *,
+    betas: tuple[float, float],
+    weight_decay: float,
+    dtype: torch.dtype = torch.float32,
+) -> Sequence[optim.Optimizer]:
     """One AdamW over all of `model`, or (kind `muon`) one over all but the blocks' matrices, and a Muon over those.
 
     Matrices and embeddings decay, biases and norms do not. A group's rate is to be set to its "rate_factor" times the
-    schedule's. AdamW is the fused one.
+    schedule's. AdamW is the fused one. dtype: of the run's products.
     """
     matrices = [p for p in model.parameters() if p.dim() >= 2]
     in_blocks = {id(p) for name, p in model.named_parameters() if name.startswith("blocks.") and p.dim() == 2}
@@ -27,5 +110,6 @@ def make_optimizers(
     optimizers: list[optim.Optimizer] = [optim.AdamW(groups, betas=betas, fused=True)]
     if for_muon:
         group = {"params": for_muon, "weight_decay": weight_decay, "rate_factor": MUON_RATE}
-        optimizers.append(optim.Muon([group], momentum=0.95, nesterov=True, adjust_lr_fn="match_rms_adamw"))
+        fast = torch.float32 if dtype == torch.float32 else torch.bfloat16  # fp16 could overflow
+        optimizers.append(Muon([group], dtype=fast))
     return optimizers

@@ -11,6 +11,7 @@ import math
 import os
 import shlex
 import signal
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -20,25 +21,31 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.profiler import record_function
 from tqdm import tqdm
 
 from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, command, flags, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
-from slm.device import autocast, pick_device, pick_precision
+from slm.device import autocast, peak_flops, peak_memory, pick_device, pick_precision
 from slm.errors import UserError
 from slm.export.command import export
 from slm.files import user_path
 from slm.model import checkpoint
 from slm.model.checkpoint import Checkpoint, open_model
 from slm.model.gpt import GPT
+from slm.model.vocabulary import Rows
 from slm.training import report
 from slm.training.evaluation import Measures, evaluate
+from slm.training.feed import Feed
 from slm.training.optim import make_optimizers
 from slm.training.schedule import learning_rate
 
+TRACE = "trace.json"
 BEST, LAST, METRICS, PLOT = RUN_FILES = ("best_model.pt", "last.pt", "metrics.csv", "training.png")
 EXPORTS = {format: Path(BEST).stem + ending for format, (_, ending) in EXPORT_FORMATS.items()}
+MEMORY_STEPS = 3  # after which a run has held as much memory as it will
 EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
 EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
 REFRESH_SECONDS = 0.5  # of the progress bar; reading the loss more often would make a GPU wait
@@ -97,36 +104,49 @@ class Run:
         self.config, self.corpus, self.device, self.dtype = config, corpus, device, dtype
         self.out_dir = user_path(config.out_dir)
         self.shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
+        training = start.training if start is not None and config.resume else None  # of a run to go on with
+        self.batch_size = config.batch_size or (training["batch_size"] if training else self._pick_batch_size())
         torch.manual_seed(config.seed)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 remains
-        self.model = GPT(self.shape).to(device)
+        # A model to go on from has learned vectors for tokens that this text lacks: none may share a row.
+        in_use = corpus.train.in_use(self.shape.vocab_size)
+        self.used = int(in_use.sum())
+        rows = Rows(in_use) if config.init_from is None else None
+        self.model = GPT(self.shape, rows).to(device)
+        self.model.activation_checkpointing = config.activation_checkpointing
         self.peak_rate = config.learning_rate or 1e-3 * 384 / self.shape.n_embd
         if config.min_lr > self.peak_rate:
             raise UserError(
                 f"--min_lr {config.min_lr} is above the peak rate, {self.peak_rate:.2g}: set --learning_rate"
             )
         self.optimizers = make_optimizers(
-            self.model, config.optimizer, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay
+            self.model,
+            config.optimizer,
+            betas=(config.beta1, config.beta2),
+            weight_decay=config.weight_decay,
+            dtype=dtype,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.batches = TrainingBatches(corpus.train.ids, config.batch_size, self.shape.context_length, config.seed)
-        self.tokens_per_step = config.batch_size * config.grad_accum * self.shape.context_length
-        self.steps_per_epoch = self.batches.windows / (config.batch_size * config.grad_accum)
+        self.batches = TrainingBatches(corpus.train.ids, self.batch_size, self.shape.context_length, config.seed)
+        self.feed = Feed(self.batches, device)
+        self.tokens_per_step = self.batch_size * config.grad_accum * self.shape.context_length
+        self.steps_per_epoch = self.batches.windows / (self.batch_size * config.grad_accum)
         self.planned_steps = config.max_steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.state = State()
         if start is not None:
-            self.model.load_state_dict(start.weights)
-        if start is not None and config.resume and start.training is not None:
-            if start.training["corpus"] != corpus.fingerprint:
+            self.model.load_all_weights(start.weights)
+        if training:
+            changed = "text" if training["corpus"] != corpus.fingerprint else "program"
+            if changed == "text" or training.get("rows") != self.rows():
                 raise UserError(
-                    f"the text has changed since {self.out_dir / LAST} was saved: start again with --overwrite"
+                    f"the {changed} has changed since {self.out_dir / LAST} was saved: start again with --overwrite"
                 )
-            for optimizer, kept in zip(self.optimizers, start.training["optimizers"], strict=True):
+            for optimizer, kept in zip(self.optimizers, training["optimizers"], strict=True):
                 optimizer.load_state_dict(kept)
-            if self.scaler.is_enabled() and start.training["scaler"]:  # a run may move to another device
-                self.scaler.load_state_dict(start.training["scaler"])
-            self.state = State(**start.training["state"])
+            if self.scaler.is_enabled() and training["scaler"]:  # a run may move to another device
+                self.scaler.load_state_dict(training["scaler"])
+            self.state = State(**training["state"])
         self.loss_sum = torch.zeros((), device=device)  # since the progress bar was last brought up to date
         self.shown_at, self.shown_step = time.perf_counter(), self.state.step
         self.gradient_norm = torch.tensor(self.state.gradient_norm)  # stays on the device until it is asked for
@@ -139,8 +159,8 @@ class Run:
         self._plan_evaluations()
         state, time_limit = self.state, self.time_limit
         started = time.perf_counter() - state.seconds
-        saved_at, told = time.perf_counter(), state.step > 0
-        with self._progress_bar() as bar, signals() as received:
+        saved_at, told, remembered = time.perf_counter(), state.step > 0, False
+        with self._progress_bar() as bar, signals() as received, self._profiler(bar.write) as after_step:
             while True:
                 state.seconds = time.perf_counter() - started
                 if time_limit:  # its length in steps follows from the speed so far
@@ -157,7 +177,11 @@ class Run:
                 if share >= 1:
                     return None
                 self._step(total_steps, bar)
+                after_step()
 
+                if self.steps_timed == MEMORY_STEPS and (peak := peak_memory(self.device)) and not remembered:
+                    remembered = True
+                    bar.write(f"memory     {peak / 1e9:.1f} GB at most so far")
                 if not told and not time_limit and self.step_seconds > 5 and self.steps_timed >= 5:
                     told = True
                     left = self.step_seconds / self.steps_timed * (self.planned_steps - state.step)
@@ -191,14 +215,27 @@ class Run:
             group["lr"] = self.state.rate * group["rate_factor"]
         torch.manual_seed((config.seed + 1_000_003 * (step + 1)) % 2**63)  # dropout, too, follows from the step
         for number in range(step * config.grad_accum, (step + 1) * config.grad_accum):
-            with autocast(self.device, self.dtype):
-                loss, _ = self.loss(*self._batch(number))
-            loss = loss / self.tokens_per_step  # summed over the batches: the mean over all tokens of the step
-            self.scaler.scale(loss).backward()
+            with record_function("batch"):
+                ids, targets = self.feed(number)
+            with record_function("forward and loss"), autocast(self.device, self.dtype):
+                loss, _ = self.loss(ids, targets)
+                loss = loss / self.tokens_per_step  # summed over the batches: the mean over all tokens of the step
+            with record_function("backward"):
+                self.scaler.scale(loss).backward()
             self.loss_sum += loss.detach()
+        with record_function("optimizer"):
+            self._update()
+        self.state.step += 1
+        if begun - self.shown_at > REFRESH_SECONDS or self.state.step == self.planned_steps:
+            self._show(bar)
+        self.step_seconds += time.perf_counter() - begun
+        self.steps_timed += 1
+
+    def _update(self) -> None:
+        """Clip the gradient and let the optimizers step."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        self.gradient_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.grad_clip or math.inf)
+        self.gradient_norm = clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
         # A gradient may overflow in fp16, and then no optimizer may step. Elsewhere no GPU is made to wait for this.
         if not self.scaler.is_enabled() or bool(self.gradient_norm.isfinite()):
             for optimizer in self.optimizers:
@@ -206,16 +243,6 @@ class Run:
         self.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        self.state.step += 1
-        if begun - self.shown_at > REFRESH_SECONDS or self.state.step == self.planned_steps:
-            self._show(bar)
-        self.step_seconds += time.perf_counter() - begun
-        self.steps_timed += 1
-
-    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of a batch on the device, each (B, T)."""
-        ids, targets = self.batches(number)
-        return torch.from_numpy(ids).to(self.device), torch.from_numpy(targets).to(self.device)
 
     def _show(self, bar: Any) -> None:
         """Bring the progress bar up to date. Raises UserError where the loss is no number any more."""
@@ -235,6 +262,14 @@ class Run:
         bar.update(min(done, bar.total) - bar.n)
         self.loss_sum.zero_()
         self.shown_at, self.shown_step = now, self.state.step
+
+    def _profiler(self, tell: Callable[[str], None]) -> contextlib.AbstractContextManager[Callable[[], None]]:
+        """What is to be called after each step."""
+        if not self.config.profile:
+            return contextlib.nullcontext(lambda: None)
+        from slm.training.profiling import profiled
+
+        return profiled(self.device, self.out_dir / TRACE, tell)
 
     def _progress_bar(self) -> Any:
         total, done = (
@@ -262,7 +297,7 @@ class Run:
                 batch_seconds = time.perf_counter() - begun
             limit = 60 * config.max_minutes
             affordable = EVALUATION_SHARE * limit / batch_seconds
-            at_the_end = batch_seconds * len(self.corpus.val) / (config.batch_size * self.shape.context_length)
+            at_the_end = batch_seconds * len(self.corpus.val) / (self.batch_size * self.shape.context_length)
             self.time_limit = limit - min(at_the_end, 0.2 * limit)
             self.speed_guess = 1 / (3 * batch_seconds * config.grad_accum)  # steps a second
         affordable /= 2  # splits
@@ -285,7 +320,7 @@ class Run:
     def _measure(self, split: str, limit: int | None) -> Measures:
         tokens = self.corpus.train if split == "train" else self.corpus.val
         return evaluate(
-            self.model, tokens, self.corpus.tokenizer, batch_size=self.config.batch_size, dtype=self.dtype, limit=limit
+            self.model, tokens, self.corpus.tokenizer, batch_size=self.batch_size, dtype=self.dtype, limit=limit
         )
 
     def _evaluate(self) -> str:
@@ -346,7 +381,7 @@ class Run:
             "val": dataclasses.asdict(val),
             "config": settings(self.config),
         }
-        model = Checkpoint(self.shape, self.model.state_dict(), self.corpus.tokenizer, facts)
+        model = Checkpoint(self.shape, self.model.all_weights(), self.corpus.tokenizer, facts)
         checkpoint.save(self.out_dir / BEST, model)
 
     def save_last(self) -> None:
@@ -357,10 +392,12 @@ class Run:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "corpus": self.corpus.fingerprint,
+            "batch_size": self.batch_size,
+            "rows": self.rows(),
             "config": settings(self.config),
         }
         facts = {"step": self.state.step}
-        model = Checkpoint(self.shape, self.model.state_dict(), self.corpus.tokenizer, facts, training)
+        model = Checkpoint(self.shape, self.model.all_weights(), self.corpus.tokenizer, facts, training)
         checkpoint.save(self.out_dir / LAST, model)
 
     def finish(self) -> str:
@@ -368,18 +405,34 @@ class Run:
         self.save_last()
         warning = self._report(in_a_hurry=False)
         if self.state.best_step != self.state.step:
-            self.model.load_state_dict(checkpoint.load(self.out_dir / BEST).weights)
+            self.model.load_all_weights(checkpoint.load(self.out_dir / BEST).weights)
         train, val = self._measure("train", self.eval_batches), self._measure("val", None)
         self.save_best(train, val)
         return warning + (
             f"\ndone after {duration(self.state.seconds)}; the best model is that of step {self.state.best_step:,}\n"
             f"training   {train}\n"
             f"validation {val}\n"
+            f"speed      {self.speed()}\n"
             f"files      {', '.join(RUN_FILES)} in {self.out_dir.resolve()}\n"
             f"{self.export()}"
             f"next       {command('generate')} --model_path {shlex.quote(str(self.out_dir / BEST))} "
             '--prompt "Once upon a time" --max_length 100'
         )
+
+    def speed(self) -> str:
+        """Tokens a second over the run's steps, and how much of what the device can do at most that is."""
+        speeds = [row["tokens_per_second"] for row in self.state.rows if row["tokens_per_second"]]
+        rate = statistics.median(speeds) if speeds else 0.0
+        flops, peak = rate * self.flops_per_token(), peak_flops(self.device)
+        share = f"{flops / peak:.0%} of the device's peak (MFU)" if peak else "MFU unknown on this device"
+        return f"{rate:,.0f} tokens/s, {flops / 1e12:.3g} TFLOP/s, {share}"
+
+    def flops_per_token(self) -> float:
+        """Of forward and backward: 6 for each weight in a product, and attention's own (Chowdhery et al., 2022)."""
+        shape = self.shape
+        in_products = sum(p.numel() for name, p in self.model.named_parameters() if p.dim() == 2)
+        in_products -= self.model.position_embedding.weight.numel()
+        return 6 * in_products + 12 * shape.n_layer * shape.n_embd * shape.context_length
 
     def exports(self) -> dict[Path, str]:
         """The files and folders that `--export` asks for, and their formats."""
@@ -408,7 +461,7 @@ class Run:
         compiled = torch.compile(self.model.loss)
         try:
             with autocast(self.device, self.dtype):
-                compiled(*self._batch(0))[0].backward()
+                compiled(*self.feed(0))[0].backward()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # a missing compiler shows itself in many ways
@@ -431,12 +484,13 @@ class Run:
             "mps": lambda: "Apple GPU",
         }[self.device.type]()
         precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
+        in_use = f", of which the text uses {self.used:,}" if self.used < shape.vocab_size else ""
         files = [*RUN_FILES, *(path.name for path in self.exports())]
         lines = [
             f"text       {corpus.description}",
             f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate; "
             f"{corpus.train.text_bytes / len(corpus.train):.2f} bytes each\n"
-            f"tokenizer  {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}",
+            f"tokenizer  {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}{in_use}",
             f"model      {self.parameters():,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
             f"width {shape.n_embd}, context {shape.context_length}",
             f"run        {length}; {self.tokens_per_step:,} tokens a step, {self.steps_per_epoch:,.1f} steps a pass",
@@ -447,16 +501,25 @@ class Run:
             lines.append(f"resuming   after step {self.state.step:,}, {duration(self.state.seconds)} into the run")
         return "\n".join(lines)
 
+    def rows(self) -> int:
+        """Rows of the embedding in training: one for each token that the text uses, and for those it does not."""
+        return self.model.token_embedding.num_embeddings
+
     def parameters(self) -> int:
-        """Number of weights, the tied output layer counted once."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
+        """Number of the model's weights, the tied output layer counted once."""
+        in_training = sum(parameter.numel() for parameter in self.model.parameters())
+        return in_training + (self.shape.vocab_size - self.rows()) * self.shape.n_embd
+
+    def _pick_batch_size(self) -> int:
+        return 12
 
     def memory_estimate(self) -> float:
         """Bytes at the peak: weights, gradients, AdamW's averages; the head's gradient; activations; PyTorch itself."""
         shape = self.shape
-        weights = 16 * self.parameters() + 8 * shape.vocab_size * shape.n_embd
+        in_training = sum(parameter.numel() for parameter in self.model.parameters())
+        weights = 16 * in_training + 8 * self.rows() * shape.n_embd
         floats_per_token = shape.n_embd * (18 * shape.n_layer + 4)
-        activations = self.config.batch_size * shape.context_length * floats_per_token * 4
+        activations = self.batch_size * shape.context_length * floats_per_token * 4
         return weights + activations + 5e8
 
 

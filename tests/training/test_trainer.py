@@ -184,12 +184,13 @@ def test_only_matrices_decay(config):
 
 
 def test_muon_takes_the_matrices_of_the_blocks(config):
-    adamw, muon = new_run(change(config, optimizer="muon")).optimizers
+    run = new_run(change(config, optimizer="muon"))
+    adamw, muon = run.optimizers
     (group,) = muon.param_groups
     assert sorted(tuple(p.shape) for p in group["params"]) == 2 * [(16, 16)] + 2 * [(16, 64)] + 2 * [(48, 16)] + 2 * [
         (64, 16)
     ]
-    assert [tuple(p.shape) for p in adamw.param_groups[0]["params"]] == [(400, 16), (16, 16)]
+    assert [tuple(p.shape) for p in adamw.param_groups[0]["params"]] == [(run.rows(), 16), (16, 16)]
 
 
 def test_muon_learns(config):
