@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -74,10 +73,7 @@ def our_step(
         model=shape or ModelConfig(), batch_size=batch, optimizer=optimizer, max_steps=1000, precision="fp32",
     )  # fmt: skip
     run = Run(config, corpus, torch.device("cpu"), dtype)
-    run.loss = run.model.loss
-    run.shown_at = math.inf  # no progress to show
-    bar = tqdm(disable=True)
-    return lambda: run._step(1000, bar), run
+    return lambda: run.step(1000), run
 
 
 def all_in_use(corpus: Corpus) -> Corpus:

@@ -23,6 +23,7 @@ from slm.config import (
     PRESETS,
     EvaluateConfig,
     ExportConfig,
+    FindRateConfig,
     GenerateConfig,
     ImportConfig,
     TrainConfig,
@@ -40,6 +41,7 @@ LENGTHS = {"epochs", "max_steps", "max_minutes"}
 # command -> (its settings, the module whose `main(config)` runs it)
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "train": (TrainConfig, "slm.training.trainer"),
+    "find-lr": (FindRateConfig, "slm.training.find_rate"),
     "generate": (GenerateConfig, "slm.inference.terminal"),
     "evaluate": (EvaluateConfig, "slm.training.evaluation"),
     "export": (ExportConfig, "slm.export.command"),

@@ -93,8 +93,10 @@ class TrainConfig:
         None, "windows of context_length tokens in a batch; default, or auto: what learns most in the run's length"
     )
     grad_accum: int = flag(1, "batches whose gradients are summed into one optimizer step")
-    optimizer: Literal["adamw", "muon"] = flag("adamw", "muon: for the blocks' matrices, with AdamW for the rest")
-    learning_rate: float | None = flag(None, "peak rate; default: 0.001 at width 384, falling as 1/width")
+    optimizer: Literal["adamw", "muon"] = flag("muon", "muon: for the blocks' matrices, with AdamW for the rest")
+    learning_rate: float | None = flag(
+        None, "peak rate; default: 0.004, with adamw 0.001, at width 384, falling as 1/width"
+    )
     min_lr: float = flag(0.0, "learning rate at the end of the run")
     schedule: Literal["cosine", "linear", "wsd"] = flag(
         "linear", "decay after warm-up; wsd: constant, then linear over the last fifth"
@@ -181,6 +183,24 @@ class TrainConfig:
             yield "--init_from and --tokenizer exclude each other: the model brings its tokenizer"
         if self.export != "none":
             yield from format_problems("export", self.export)
+
+
+@dataclass(frozen=True)
+class FindRateConfig(TrainConfig):
+    """Try several peak learning rates in short runs, and draw how they end."""
+
+    trials: int = flag(7, "rates to try, each twice the one before, the default one in the middle")
+    trial_steps: int = flag(100, "optimizer steps of each, warm-up and decay included")
+    out_dir: str = flag(".", "folder for learning_rate.png")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        yield from super().problems()
+        for name, value in {"trials": self.trials, "trial_steps": self.trial_steps}.items():
+            if value < 1:
+                yield f"--{name} must be at least 1, not {value}"
+        if self.resume:
+            yield "--resume is for training: leave it out"
 
 
 @dataclass(frozen=True)
@@ -318,8 +338,6 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "n_head": 8,
         "n_embd": 256,
         "batch_size": 16,
-        "optimizer": "muon",
-        "learning_rate": 0.0025,
     },
     "small": {},
     "gpt2": {"context_length": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},

@@ -69,6 +69,13 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)
 
 
+def flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of products in `dtype`, roughly: measured on a CPU, elsewhere by the data sheet or a guess."""
+    if device.type == "cpu":
+        return 2 * 512 * 384 * 1536 / _seconds(dtype)
+    return peak_flops(device) or 1e13
+
+
 def _seconds(dtype: torch.dtype) -> float:
     """The fastest of four products of the size that a block has, (512, 384) x (384, 1536), on the CPU."""
     a, b = torch.ones(512, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)

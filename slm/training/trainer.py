@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import shlex
@@ -28,7 +29,7 @@ from tqdm import tqdm
 from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, command, flags, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
-from slm.device import autocast, peak_flops, peak_memory, pick_device, pick_precision
+from slm.device import autocast, flops, peak_flops, peak_memory, pick_device, pick_precision
 from slm.errors import UserError
 from slm.export.command import export
 from slm.files import user_path
@@ -45,6 +46,8 @@ from slm.training.schedule import learning_rate
 TRACE = "trace.json"
 BEST, LAST, METRICS, PLOT = RUN_FILES = ("best_model.pt", "last.pt", "metrics.csv", "training.png")
 EXPORTS = {format: Path(BEST).stem + ending for format, (_, ending) in EXPORT_FORMATS.items()}
+PEAK_RATES = {"adamw": 1e-3, "muon": 4e-3}  # at width 384; docs/experiments.md
+TOKENS_PER_STEP = 1536  # in a run over a million tokens; docs/experiments.md
 MEMORY_STEPS = 3  # after which a run has held as much memory as it will
 EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
 EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
@@ -104,8 +107,6 @@ class Run:
         self.config, self.corpus, self.device, self.dtype = config, corpus, device, dtype
         self.out_dir = user_path(config.out_dir)
         self.shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
-        training = start.training if start is not None and config.resume else None  # of a run to go on with
-        self.batch_size = config.batch_size or (training["batch_size"] if training else self._pick_batch_size())
         torch.manual_seed(config.seed)
         if device.type == "cuda":
             torch.set_float32_matmul_precision("high")  # TF32 where fp32 remains
@@ -115,7 +116,9 @@ class Run:
         rows = Rows(in_use) if config.init_from is None else None
         self.model = GPT(self.shape, rows).to(device)
         self.model.activation_checkpointing = config.activation_checkpointing
-        self.peak_rate = config.learning_rate or 1e-3 * 384 / self.shape.n_embd
+        training = start.training if start is not None and config.resume else None  # of a run to go on with
+        self.batch_size = config.batch_size or (training["batch_size"] if training else self._pick_batch_size())
+        self.peak_rate = config.learning_rate or PEAK_RATES[config.optimizer] * 384 / self.shape.n_embd
         if config.min_lr > self.peak_rate:
             raise UserError(
                 f"--min_lr {config.min_lr} is above the peak rate, {self.peak_rate:.2g}: set --learning_rate"
@@ -155,7 +158,6 @@ class Run:
 
     def loop(self) -> int | None:
         """Train to the end of the run, or until early stopping; returns the number of the signal that cut it short."""
-        self.loss = self._pick_loss()
         self._plan_evaluations()
         state, time_limit = self.state, self.time_limit
         started = time.perf_counter() - state.seconds
@@ -176,7 +178,7 @@ class Run:
                         return None
                 if share >= 1:
                     return None
-                self._step(total_steps, bar)
+                self.step(total_steps, bar)
                 after_step()
 
                 if self.steps_timed == MEMORY_STEPS and (peak := peak_memory(self.device)) and not remembered:
@@ -196,7 +198,7 @@ class Run:
                 if received:
                     return received[0]
 
-    def _step(self, total_steps: float, bar: Any) -> None:
+    def step(self, total_steps: float, bar: Any = None) -> None:
         """One optimizer step, as a function of the step's number and the run's length."""
         config, step = self.config, self.state.step
         begun = time.perf_counter()
@@ -226,7 +228,7 @@ class Run:
         with record_function("optimizer"):
             self._update()
         self.state.step += 1
-        if begun - self.shown_at > REFRESH_SECONDS or self.state.step == self.planned_steps:
+        if bar is not None and (begun - self.shown_at > REFRESH_SECONDS or self.state.step == self.planned_steps):
             self._show(bar)
         self.step_seconds += time.perf_counter() - begun
         self.steps_timed += 1
@@ -293,7 +295,7 @@ class Run:
         if config.max_minutes:
             for _ in range(2):  # the first one warms up
                 begun = time.perf_counter()
-                self._measure("val", 1)
+                self.measure("val", 1)
                 batch_seconds = time.perf_counter() - begun
             limit = 60 * config.max_minutes
             affordable = EVALUATION_SHARE * limit / batch_seconds
@@ -317,7 +319,8 @@ class Run:
         share_then = last["seconds"] / self.time_limit if self.time_limit else last["step"] / self.planned_steps
         return share >= 1 or share >= (math.floor(share_then * self.evaluations) + 1) / self.evaluations
 
-    def _measure(self, split: str, limit: int | None) -> Measures:
+    def measure(self, split: str, limit: int | None) -> Measures:
+        """The model as it is on `train` or `val`: on all of it, or on `limit` batches."""
         tokens = self.corpus.train if split == "train" else self.corpus.val
         return evaluate(
             self.model, tokens, self.corpus.tokenizer, batch_size=self.batch_size, dtype=self.dtype, limit=limit
@@ -326,7 +329,7 @@ class Run:
     def _evaluate(self) -> str:
         """Measure both splits, keep the model if it is the best, bring metrics.csv and training.png up to date."""
         state = self.state
-        train, val = self._measure("train", self.eval_batches), self._measure("val", self.eval_batches)
+        train, val = self.measure("train", self.eval_batches), self.measure("val", self.eval_batches)
         better = val.loss < state.best_loss
         state.evaluations_since_best = 0 if better else state.evaluations_since_best + 1
         state.rows.append(
@@ -406,7 +409,7 @@ class Run:
         warning = self._report(in_a_hurry=False)
         if self.state.best_step != self.state.step:
             self.model.load_all_weights(checkpoint.load(self.out_dir / BEST).weights)
-        train, val = self._measure("train", self.eval_batches), self._measure("val", None)
+        train, val = self.measure("train", self.eval_batches), self.measure("val", None)
         self.save_best(train, val)
         return warning + (
             f"\ndone after {duration(self.state.seconds)}; the best model is that of step {self.state.best_step:,}\n"
@@ -453,7 +456,8 @@ class Run:
                 lines.append(f"warning: {reason}; the run is safe, and to try again: {again}\n")
         return "".join(lines)
 
-    def _pick_loss(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    @functools.cached_property
+    def loss(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """The model's loss, compiled where asked for and possible: forward and backward are tried on one batch."""
         choice = self.config.compile
         if choice == "off" or (choice == "auto" and self.device.type != "cuda"):
@@ -511,7 +515,17 @@ class Run:
         return in_training + (self.shape.vocab_size - self.rows()) * self.shape.n_embd
 
     def _pick_batch_size(self) -> int:
-        return 12
+        """Windows in a batch: the more tokens the run will see, the larger, by their root (docs/experiments.md)."""
+        config, context = self.config, self.shape.context_length
+        tokens = config.epochs * len(self.corpus.train)
+        if config.max_minutes:
+            tokens = 60 * config.max_minutes * 0.5 * flops(self.device, self.dtype) / self.flops_per_token()
+        if config.max_steps:
+            tokens = (config.max_steps * TOKENS_PER_STEP) ** 2 / 1e6  # so that they are the steps times the batch
+        fewest = 1 << 15 if self.device.type == "cuda" else 4 * context  # a GPU is not filled by less
+        wanted = max(TOKENS_PER_STEP * math.sqrt(tokens / 1e6), fewest) / (context * config.grad_accum)
+        steps = sorted([2**n for n in range(12)] + [3 * 2**n for n in range(11)])  # 1 2 3 4 6 8 12 16 ...
+        return min(steps, key=lambda size: abs(math.log(size / wanted)))
 
     def memory_estimate(self) -> float:
         """Bytes at the peak: weights, gradients, AdamW's averages; the head's gradient; activations; PyTorch itself."""

@@ -32,7 +32,7 @@ def test_first_step_of_a_row():
     """A matrix of one row is made a unit vector; the step is 0.2 sqrt(4) lr of it, after the decay."""
     weight = torch.nn.Parameter(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
     weight.grad = torch.tensor([[0.0, 6.0, 0.0, -8.0]])
-    optimizer = Muon([weight], lr=0.5, weight_decay=0.1)
+    optimizer = Muon([weight], lr=0.5, weight_decay=0.1, iterations=5)
     optimizer.step()
     expected = 0.95 * torch.tensor([[1.0, 2.0, 3.0, 4.0]]) - 0.2 * torch.tensor([[0.0, 0.6, 0.0, -0.8]])
     assert torch.allclose(weight.detach(), expected, atol=0.03)
@@ -59,7 +59,7 @@ def test_query_key_and_value_are_made_orthogonal_each_by_itself():
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(24, 8))
     weight.grad = torch.randn(24, 8)
-    Muon([weight], lr=1.0, weight_decay=0.0).step()
+    Muon([weight], lr=1.0, weight_decay=0.0, iterations=5).step()
     for part in weight.detach().split(8):
         values = torch.linalg.svdvals(part) / (0.2 * 8**0.5)
         assert values.min() > 0.5

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -139,8 +140,9 @@ def test_patience_stops_a_run_that_gets_no_better(config, monkeypatch, capsys):
 
 
 def test_accumulated_gradients_equal_the_large_batch(config, tmp_path):
-    large = change(config, batch_size=8, out_dir=str(tmp_path / "a"), learning_rate=0.01)
-    small = change(config, batch_size=2, grad_accum=4, out_dir=str(tmp_path / "b"), learning_rate=0.01)
+    config = change(config, learning_rate=0.01, optimizer="adamw")
+    large = change(config, batch_size=8, out_dir=str(tmp_path / "a"))
+    small = change(config, batch_size=2, grad_accum=4, out_dir=str(tmp_path / "b"))
     one, other = new_run(large), new_run(small)
     gradients = []
     for run in (one, other):
@@ -154,7 +156,7 @@ def test_accumulated_gradients_equal_the_large_batch(config, tmp_path):
         (optimizer,) = run.optimizers
         optimizer.step = note
         run.time_limit = None
-        run._step(8, trainer.tqdm(total=99, disable=True))
+        run.step(8, trainer.tqdm(total=99, disable=True))
         gradients.append(kept)
         assert run.loss_sum.item() == pytest.approx(one.loss_sum.item(), rel=1e-6)
     assert gradients[0].keys() == gradients[1].keys() != set()
@@ -163,18 +165,18 @@ def test_accumulated_gradients_equal_the_large_batch(config, tmp_path):
 
 
 def test_gradients_are_clipped_and_the_norm_reported(config):
-    run = new_run(change(config, grad_clip=0.001))
+    run = new_run(change(config, grad_clip=0.001, optimizer="adamw"))
     run.loss, run.time_limit = run.model.loss, None
     seen = []
     (optimizer,) = run.optimizers
     optimizer.step = lambda: seen.append(torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm().item())
-    run._step(8, trainer.tqdm(total=99, disable=True))
+    run.step(8, trainer.tqdm(total=99, disable=True))
     assert seen == [pytest.approx(0.001, rel=1e-3)]
     assert run.gradient_norm > 0.1
 
 
 def test_only_matrices_decay(config):
-    run = new_run(config)
+    run = new_run(change(config, optimizer="adamw"))
     (optimizer,) = run.optimizers
     decayed, free = optimizer.param_groups
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
@@ -206,7 +208,7 @@ def test_stopped_and_resumed_equals_undisturbed(config, tmp_path, changes, monke
         config, max_steps=50, eval_every=10, **changes
     )  # an epoch has some 80 steps, of grad_accum 2 some 40
     undisturbed = final_weights(change(config, out_dir=str(tmp_path / "undisturbed")))
-    step = Run._step
+    step = Run.step
 
     def interrupted(self, *arguments):
         step(self, *arguments)
@@ -214,7 +216,7 @@ def test_stopped_and_resumed_equals_undisturbed(config, tmp_path, changes, monke
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_step", interrupted)
+        patch.setattr(Run, "step", interrupted)
         assert main(config) == 128 + signal.SIGINT
     assert "after step 23; to go on: python train.py --resume --out_dir" in capsys.readouterr().out
     resumed = final_weights(dataclasses.replace(config, resume=True))
@@ -232,7 +234,7 @@ def test_stopped_at_an_evaluation_it_is_made_on_resume(config, stop, monkeypatch
     config = change(config, max_steps=60)
     final_weights(change(config, out_dir=str(tmp_path / "undisturbed")))
     undisturbed = rows(change(config, out_dir=str(tmp_path / "undisturbed")))
-    step = Run._step
+    step = Run.step
 
     def interrupted(self, *arguments):
         step(self, *arguments)
@@ -240,7 +242,7 @@ def test_stopped_at_an_evaluation_it_is_made_on_resume(config, stop, monkeypatch
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_step", interrupted)
+        patch.setattr(Run, "step", interrupted)
         assert main(config) == 128 + signal.SIGTERM
     final_weights(dataclasses.replace(config, resume=True))
     for name in ("step", "learning_rate", "gradient_norm", "val_loss"):
@@ -350,7 +352,7 @@ def test_warm_up_is_a_twentieth_of_the_run_but_no_less_than_a_short_one_needs(co
     run.loss, run.time_limit = run.model.loss, None
     seen = []
     monkeypatch.setattr(trainer, "learning_rate", lambda *_, warmup_steps, **__: seen.append(warmup_steps) or 0.0)
-    run._step(steps, trainer.tqdm(total=steps, disable=True))
+    run.step(steps, trainer.tqdm(total=steps, disable=True))
     assert seen == [pytest.approx(warmup)]
 
 
@@ -416,7 +418,7 @@ def test_an_out_dir_that_is_a_file(config, tmp_path):
 def test_fp16_on_a_cpu_and_a_missing_gpu_are_refused(config):
     with pytest.raises(UserError, match="--precision fp16 needs a GPU"):
         main(change(config, precision="fp16"))
-    with pytest.raises(UserError, match=r"--min_lr 1.0 is above the peak rate, 0.024"):
+    with pytest.raises(UserError, match=r"--min_lr 1.0 is above the peak rate, 0.096"):
         main(change(config, min_lr=1.0))
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match=r"--device cuda is not available .*; there is: "):
@@ -429,11 +431,11 @@ def test_an_overflow_in_fp16_lets_no_optimizer_step(config):
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
     hook = run.model.blocks[0].mlp.up.weight.register_hook(lambda gradient: gradient * math.inf)
     scale = run.scaler.get_scale()
-    run._step(8, trainer.tqdm(total=99, disable=True))
+    run.step(8, trainer.tqdm(total=99, disable=True))
     assert all(torch.equal(weight, before[name]) for name, weight in run.model.state_dict().items())
     assert run.scaler.get_scale() == scale / 2
     hook.remove()
-    run._step(8, trainer.tqdm(total=99, disable=True))
+    run.step(8, trainer.tqdm(total=99, disable=True))
     changed = [not torch.equal(weight, before[name]) for name, weight in run.model.state_dict().items()]
     assert all(changed)
     assert all(weight.isfinite().all() for weight in run.model.state_dict().values())
@@ -445,8 +447,8 @@ def test_fp16_learns_as_fp32_does(config):
         run = new_run(change(config, learning_rate=0.02, overwrite=True), dtype)
         run.loss, run.time_limit = run.model.loss, None
         for _ in range(30):
-            run._step(30, trainer.tqdm(total=99, disable=True))
-        losses.append(run._measure("val", None).loss)
+            run.step(30, trainer.tqdm(total=99, disable=True))
+        losses.append(run.measure("val", None).loss)
     assert losses[0] < math.log(400) - 1
     assert losses[1] == pytest.approx(losses[0], abs=0.1)
 
@@ -509,7 +511,7 @@ def test_a_failing_export_never_costs_the_run(config, error, monkeypatch, capsys
 def test_an_old_export_goes_when_a_new_run_has_its_first_model(config, monkeypatch):
     main(change(config, export="onnx"))
     old = Path(config.out_dir) / "best_model.onnx"
-    monkeypatch.setattr(Run, "_step", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+    monkeypatch.setattr(Run, "step", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
     assert old.exists()
     with pytest.raises(RuntimeError, match="killed"):
         main(change(config, export="onnx", overwrite=True))
@@ -546,7 +548,7 @@ def test_a_run_that_went_on_from_a_model_is_resumed_without_it(config, trained, 
     first.write_bytes(trained.read_bytes())
     whole = final_weights(going_on_from(config, first, f"--out_dir={tmp_path / 'whole'}"))
     config = going_on_from(config, first)
-    step = Run._step
+    step = Run.step
 
     def stopping(run, *rest):
         step(run, *rest)
@@ -554,7 +556,7 @@ def test_a_run_that_went_on_from_a_model_is_resumed_without_it(config, trained, 
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "_step", stopping)
+        patch.setattr(Run, "step", stopping)
         assert main(config) == 130
     first.unlink()
     again = read_flags("train", ["--resume", f"--out_dir={config.out_dir}"])
@@ -581,3 +583,81 @@ def test_what_a_model_to_go_on_from_decides(config, trained, flag, part):
 def test_a_missing_model_to_go_on_from(config, tmp_path):
     with pytest.raises(UserError, match="no checkpoint"):
         going_on_from(config, tmp_path / "none.pt")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_activation_checkpointing_changes_no_gradient(config, precision):
+    gradients = []
+    for on in (False, True):
+        run = new_run(change(config, activation_checkpointing=on, dropout=0.1, precision=precision))
+        torch.manual_seed(1)
+        run.loss(*run.feed(0))[0].backward()
+        gradients.append({name: p.grad for name, p in run.model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+def test_activation_checkpointing_keeps_less(config):
+    kept = []
+    for on in (False, True):
+        run = new_run(change(config, activation_checkpointing=on))
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t.nbytes) or t, lambda t: t):
+            run.model.hidden(run.feed(0)[0])
+        kept.append(sum(saved))
+    assert kept[1] < 0.5 * kept[0]
+
+
+def test_profile_writes_a_trace_and_says_where_the_time_goes(config, capsys):
+    main(change(config, profile=True, max_steps=9))
+    said = "".join(capsys.readouterr())
+    for part in ("forward and loss", "backward", "optimizer", "aten::", "trace.json"):
+        assert part in said
+    events = json.loads((Path(config.out_dir) / "trace.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "backward" and event.get("cat") == "user_annotation" for event in events) == 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "windows"),
+    [
+        ({"epochs": 0.001}, 4),  # never fewer: products would be slow
+        ({"epochs": 1.0}, 12),
+        ({"epochs": 2000.0}, 512),  # 29 million tokens: 1,536 sqrt(29) of 16
+        ({"epochs": 2000.0, "grad_accum": 4}, 128),
+        ({"max_steps": 1000}, 128),  # 1,536^2 1,000 / 10^6 = 2,359 tokens
+    ],
+)
+def test_the_batch_grows_with_the_run(config, changes, windows):
+    length = {"max_steps": None, **changes}
+    run = new_run(change(config, batch_size=None, **length))
+    assert run.batch_size == windows
+    assert run.feed(0)[0].shape == (windows, 16)
+
+
+def test_a_resumed_run_keeps_its_batch_size(config, monkeypatch):
+    config = change(config, batch_size=None, max_steps=4)
+    monkeypatch.setattr(Run, "_pick_batch_size", lambda self: 6)
+    main(config)
+    monkeypatch.setattr(Run, "_pick_batch_size", lambda self: 7)
+    saved = load(config, "last.pt")
+    text = prepare(config.data, config.model.vocab_size)
+    resumed = Run(change(config, resume=True), text, CPU, torch.float32, saved)
+    assert resumed.batch_size == 6
+
+
+def test_speed_counts_the_rows_in_use(config):
+    run = new_run(config)
+    # 2 blocks of 12 C^2 and the rows, six times; attention 12 L C T
+    assert run.flops_per_token() == 6 * (2 * 12 * 16**2 + run.rows() * 16) + 12 * 2 * 16 * 16
+    run.state.rows = [{"tokens_per_second": speed} for speed in (0.0, 1000.0, 3000.0, 2000.0)]
+    assert run.speed().startswith("2,000 tokens/s, ")
+    assert "MFU unknown" in run.speed()
+
+
+def test_all_tokens_have_weights_in_the_checkpoint(config):
+    main(config)
+    weights = load(config).weights["token_embedding.weight"]
+    assert weights.shape == (400, 16)
+    run = new_run(change(config, overwrite=True))
+    assert run.rows() < 400
+    assert run.parameters() == sum(weight.numel() for weight in load(config).weights.values())

@@ -1,0 +1,81 @@
+"""`slm find-lr`: a short run at each of several peak rates, on the same batches from the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+from tqdm import tqdm
+
+from slm.config import FindRateConfig, command
+from slm.data.corpus import prepare
+from slm.device import pick_device, pick_precision
+from slm.errors import UserError
+from slm.files import replacing, user_path
+from slm.model.checkpoint import open_model
+from slm.training.trainer import Run, check_length
+
+PICTURE = "learning_rate.png"
+BATCHES = 16  # of the validation text, that each trial is measured on
+
+
+def main(config: FindRateConfig) -> None:
+    """Print the validation loss after each trial, name the best rate, and draw them."""
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    start = open_model(user_path(config.init_from)) if config.init_from is not None else None
+    corpus = prepare(config.data, config.model.vocab_size, start.tokenizer if start else None)
+    check_length(corpus, config.model.context_length)
+    out_dir = user_path(config.out_dir)
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make --out_dir {out_dir}: {error.strerror}") from error
+    run = Run(config, corpus, device, dtype, start)
+    print(f"text       {corpus.description}")
+    print(f"trials     {config.trials} of {config.trial_steps:,} steps, {run.tokens_per_step:,} tokens a step")
+    batch_size, middle = run.batch_size, run.peak_rate
+    del run
+    losses = {}
+    for trial in range(config.trials):
+        rate = middle * 2.0 ** (trial - config.trials // 2)
+        trial_config = dataclasses.replace(config, learning_rate=rate, batch_size=batch_size, min_lr=0.0)
+        losses[rate] = _loss_after(Run(trial_config, corpus, device, dtype, start), config.trial_steps)
+        print(f"rate {rate:.2e}   validation loss {losses[rate]:.4f}", flush=True)
+    best = min(losses, key=lambda rate: losses[rate])
+    if not math.isfinite(losses[best]):
+        raise UserError("no rate gave a finite loss: try lower ones around a smaller --learning_rate")
+    _draw(out_dir / PICTURE, losses, corpus.description)
+    edge = ", at the edge: with it given as --learning_rate, this command tries rates around it"
+    print(
+        f"best       {best:.2g}{edge if config.trials > 1 and best in (min(losses), max(losses)) else ''}\n"
+        f"picture    {(out_dir / PICTURE).resolve()}\nnext       {command('train')} --learning_rate {best:.2g}"
+    )
+
+
+def _loss_after(run: Run, steps: int) -> float:
+    """Nats a token of validation text after so many steps; infinite where the run has broken down."""
+    for _ in tqdm(range(steps), leave=False, desc=f"rate {run.peak_rate:.2e}"):
+        run.step(steps)
+    loss = run.measure("val", BATCHES).loss
+    return loss if math.isfinite(loss) else math.inf
+
+
+def _draw(path: Path, losses: dict[float, float], title: str) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rates = [rate for rate, loss in losses.items() if math.isfinite(loss)]
+    axes.semilogx(rates, [losses[rate] for rate in rates], "o-", color="#c1440e")
+    best = min(rates, key=lambda rate: losses[rate])
+    axes.annotate(f"best: {best:.2g}", (best, losses[best]), xytext=(0, 14), textcoords="offset points", ha="center")
+    axes.set(xlabel="peak learning rate", ylabel="validation loss after the trial (nats a token)")
+    axes.set_title(title, parse_math=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=110)
