@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from slm.config import PRESETS, ModelConfig, build
-from slm.model.gpt import GPT
+from slm.model.gpt import GPT, causal_products
 
 TOY = ModelConfig(vocab_size=97, context_length=16, n_layer=2, n_head=2, n_embd=32)
 
@@ -129,3 +129,26 @@ def test_dropout_acts_in_training_only():
     torch.testing.assert_close(model(ids), model(ids))
     model.train()
     assert (model(ids) - model(ids)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("T", [1, 2, 17, 512])
+def test_attention_by_products_is_torchs(T):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, T, 8, requires_grad=True) for _ in range(3))
+    ours, theirs = causal_products(q, k, v, 0.0), F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    for one, other in zip(
+        torch.autograd.grad(ours.square().sum(), (q, k, v)),
+        torch.autograd.grad(theirs.square().sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_bf16_on_a_cpu_stays_near():
+    torch.manual_seed(0)
+    model = GPT(ModelConfig(vocab_size=50, context_length=64, n_layer=2, n_head=2, n_embd=32))
+    ids = torch.randint(50, (3, 64))
+    exact = model(ids)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.allclose(model(ids).float(), exact, atol=0.02)
