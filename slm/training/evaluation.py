@@ -102,19 +102,19 @@ def main(config: EvaluateConfig) -> None:
         from slm.inference.onnx_engine import OnnxEngine
 
         engine = OnnxEngine(path, threads=usable_cores())
-        tokens = _tokens(config, engine.tokenizer)
+        tokens = tokens_of(config, engine.tokenizer)
         measured = measure(engine.loss, engine.context_length, tokens, engine.tokenizer, batch_size=config.batch_size)
     else:
         loaded = open_model(path)
         device = pick_device(config.device)
         dtype = pick_precision(config.precision, device)
-        tokens = _tokens(config, loaded.tokenizer)
+        tokens = tokens_of(config, loaded.tokenizer)
         model = loaded.model(device)
         measured = evaluate(model, tokens, loaded.tokenizer, batch_size=config.batch_size, dtype=dtype)
     print(f"{config.model_path}: {measured}")
 
 
-def _tokens(config: EvaluateConfig, tokenizer: Tokenizer) -> Tokens:
+def tokens_of(config: EvaluateConfig, tokenizer: Tokenizer) -> Tokens:
     """The tokens to measure on; those of --text come after an end of text, which is not measured."""
     if config.text is not None:
         ids = np.array([tokenizer.end_of_text, *tokenizer.encode(config.text)])
