@@ -291,7 +291,7 @@ def learn_nanogpt(flags: argparse.Namespace) -> tuple[list[tuple[float, float]],
         spent += time.perf_counter() - begun
         if spent / limit_seconds >= due and spent < limit_seconds:
             due += 0.05
-            curve.append((spent, bits(8 if curve[-1][1] > 1.32 else None)))
+            curve.append((spent, bits(4)))
             print(f"{spent:6.0f} s, step {step}: {curve[-1][1]:.4f} bits per byte", file=sys.stderr)
     curve.append((spent, bits(None)))
     return curve, {"steps": step, "tokens": step * NANOGPT_BATCH * context, "bits_per_byte": round(curve[-1][1], 4)}

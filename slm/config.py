@@ -338,6 +338,7 @@ PRESETS: Mapping[str, Mapping[str, object]] = {
         "n_head": 8,
         "n_embd": 256,
         "batch_size": 16,
+        "learning_rate": 0.005,
     },
     "small": {},
     "gpt2": {"context_length": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},

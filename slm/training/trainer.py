@@ -29,13 +29,14 @@ from tqdm import tqdm
 from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, command, flags, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
-from slm.device import autocast, flops, peak_flops, peak_memory, pick_device, pick_precision
+from slm.device import autocast, flops, peak_flops, peak_memory, pick_device, pick_precision, total_memory
 from slm.errors import UserError
 from slm.export.command import export
 from slm.files import user_path
 from slm.model import checkpoint
 from slm.model.checkpoint import Checkpoint, open_model
 from slm.model.gpt import GPT
+from slm.model.loss import CHUNK_ELEMENTS
 from slm.model.vocabulary import Rows
 from slm.training import report
 from slm.training.evaluation import Measures, evaluate
@@ -47,7 +48,8 @@ TRACE = "trace.json"
 BEST, LAST, METRICS, PLOT = RUN_FILES = ("best_model.pt", "last.pt", "metrics.csv", "training.png")
 EXPORTS = {format: Path(BEST).stem + ending for format, (_, ending) in EXPORT_FORMATS.items()}
 PEAK_RATES = {"adamw": 1e-3, "muon": 4e-3}  # at width 384; docs/experiments.md
-TOKENS_PER_STEP = 1536  # in a run over a million tokens; docs/experiments.md
+TOKENS_PER_STEP = 1536  # in a run over up to a million tokens; docs/experiments.md
+PYTORCH_BYTES = 4e8  # of a process that has done nothing yet
 MEMORY_STEPS = 3  # after which a run has held as much memory as it will
 EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
 EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
@@ -117,7 +119,7 @@ class Run:
         self.model = GPT(self.shape, rows).to(device)
         self.model.activation_checkpointing = config.activation_checkpointing
         training = start.training if start is not None and config.resume else None  # of a run to go on with
-        self.batch_size = config.batch_size or (training["batch_size"] if training else self._pick_batch_size())
+        self.batch_size = config.batch_size or (training or {}).get("batch_size") or self._pick_batch_size()
         self.peak_rate = config.learning_rate or PEAK_RATES[config.optimizer] * 384 / self.shape.n_embd
         if config.min_lr > self.peak_rate:
             raise UserError(
@@ -137,8 +139,6 @@ class Run:
         self.steps_per_epoch = self.batches.windows / (self.batch_size * config.grad_accum)
         self.planned_steps = config.max_steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.state = State()
-        if start is not None:
-            self.model.load_all_weights(start.weights)
         if training:
             changed = "text" if training["corpus"] != corpus.fingerprint else "program"
             if changed == "text" or training.get("rows") != self.rows():
@@ -150,6 +150,8 @@ class Run:
             if self.scaler.is_enabled() and training["scaler"]:  # a run may move to another device
                 self.scaler.load_state_dict(training["scaler"])
             self.state = State(**training["state"])
+        if start is not None:
+            self.model.load_all_weights(start.weights)
         self.loss_sum = torch.zeros((), device=device)  # since the progress bar was last brought up to date
         self.shown_at, self.shown_step = time.perf_counter(), self.state.step
         self.gradient_norm = torch.tensor(self.state.gradient_norm)  # stays on the device until it is asked for
@@ -498,7 +500,7 @@ class Run:
             f"model      {self.parameters():,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
             f"width {shape.n_embd}, context {shape.context_length}",
             f"run        {length}; {self.tokens_per_step:,} tokens a step, {self.steps_per_epoch:,.1f} steps a pass",
-            f"device     {place}, {precision}; about {self.memory_estimate() / 1e9:.1f} GB of memory",
+            f"device     {place}, {precision}; about {self.memory_estimate(self.batch_size) / 1e9:.1f} GB of memory",
             f"files      {', '.join(files)} in {self.out_dir.resolve()}",
         ]
         if self.state.step:
@@ -522,19 +524,22 @@ class Run:
             tokens = 60 * config.max_minutes * 0.5 * flops(self.device, self.dtype) / self.flops_per_token()
         if config.max_steps:
             tokens = (config.max_steps * TOKENS_PER_STEP) ** 2 / 1e6  # so that they are the steps times the batch
-        fewest = 1 << 15 if self.device.type == "cuda" else 4 * context  # a GPU is not filled by less
+        fewest = 1 << 15 if self.device.type == "cuda" else TOKENS_PER_STEP  # a GPU is not filled by less
         wanted = max(TOKENS_PER_STEP * math.sqrt(tokens / 1e6), fewest) / (context * config.grad_accum)
-        steps = sorted([2**n for n in range(12)] + [3 * 2**n for n in range(11)])  # 1 2 3 4 6 8 12 16 ...
-        return min(steps, key=lambda size: abs(math.log(size / wanted)))
+        sizes = sorted([2**n for n in range(12)] + [3 * 2**n for n in range(11)])  # 1 2 3 4 6 8 12 16 ...
+        room = 0.8 * total_memory(self.device)
+        fitting = [size for size in sizes if self.memory_estimate(size) < room] or [1]
+        return min(fitting, key=lambda size: abs(math.log(size / wanted)))
 
-    def memory_estimate(self) -> float:
-        """Bytes at the peak: weights, gradients, AdamW's averages; the head's gradient; activations; PyTorch itself."""
-        shape = self.shape
+    def memory_estimate(self, batch_size: int) -> float:
+        """Bytes at the peak: weights, gradients, averages; the head's gradient and logits; activations; PyTorch."""
+        shape, tokens = self.shape, batch_size * self.shape.context_length
         in_training = sum(parameter.numel() for parameter in self.model.parameters())
         weights = 16 * in_training + 8 * self.rows() * shape.n_embd
-        floats_per_token = shape.n_embd * (18 * shape.n_layer + 4)
-        activations = self.batch_size * shape.context_length * floats_per_token * 4
-        return weights + activations + 5e8
+        logits = min(CHUNK_ELEMENTS, tokens * self.rows()) * (4 if self.dtype == torch.float32 else 6)
+        layers_kept = 1 if self.config.activation_checkpointing else shape.n_layer
+        activations = tokens * shape.n_embd * 4 * (18 * layers_kept + shape.n_layer + 4)
+        return weights + logits + activations + PYTORCH_BYTES
 
 
 def check_length(corpus: Corpus, context_length: int) -> None:
