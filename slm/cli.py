@@ -93,7 +93,7 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
         problems.append(f"--preset must be one of {', '.join(PRESETS)}, not {values['preset']!r}")
     base = PRESETS.get(str(values.get("preset")), {})
     if values.get("resume") is True:  # a resumed run keeps its flags, but for those given now
-        from slm.training.trainer import stored_settings
+        from slm.training.folder import stored_settings
 
         stored = stored_settings(str(values.get("out_dir", ".")))
         if values.keys() & LENGTHS:  # a new length takes the place of the old one, however that was given
@@ -179,9 +179,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: the Python package {error.name!r} is not installed: {mend}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not (
-            isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "ut of memory" in str(error)
-        ):
+        from slm.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         mend = ": make --batch_size smaller (with a larger --grad_accum), or the model" if command == "train" else ""
         print(f"error: not enough memory{mend}", file=sys.stderr)

@@ -125,6 +125,7 @@ class TrainConfig:
         None, "batches of each split in an evaluation; default: what costs under 5 % of the run"
     )
     save_every: float = flag(5.0, "minutes between saves of last.pt, from which --resume continues")
+    max_rollbacks: int = flag(3, "returns to the last saved state, with half the rate, when the loss breaks down")
     init_from: str | None = flag(None, "model to go on from: its weights, shape and tokenizer; the text may be another")
     export: str = flag("onnx", "formats to write the best model in at the end, as in slm export; none: no other")
     out_dir: str = flag(".", "folder for best_model.pt, best_model.onnx, last.pt, metrics.csv and training.png")
@@ -163,7 +164,7 @@ class TrainConfig:
                 yield f"--{name} must be above 0, not {amount}"
         from_zero = {
             "min_lr": self.min_lr, "warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay,
-            "grad_clip": self.grad_clip,
+            "grad_clip": self.grad_clip, "max_rollbacks": self.max_rollbacks,
         }  # fmt: skip
         for name, amount in from_zero.items():
             if amount is not None and not 0 <= amount < math.inf:

@@ -76,6 +76,12 @@ def total_memory(device: torch.device) -> float:
         return math.inf
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory is used up: Python's, the CPU's or a GPU's."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "ut of memory" in said
+
+
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
     """Matrix products in `dtype` inside the block; weights and everything delicate stay fp32."""
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype)

@@ -43,8 +43,11 @@ class Checkpoint:
         return model.to(device).eval()
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path`, whole or not at all. Raises UserError where the disk refuses."""
+def save(path: Path, checkpoint: Checkpoint, keep: Path | None = None) -> None:
+    """Write `checkpoint` to `path`, whole or not at all; `keep`: a name for what was there.
+
+    Raises UserError where the disk refuses.
+    """
     tokenizer = {
         key: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
         for key, value in checkpoint.tokenizer.to_state().items()
@@ -59,7 +62,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     if checkpoint.training is not None:
         content["training"] = dict(checkpoint.training)
-    with replacing(path) as file:
+    with replacing(path, keep=keep) as file:
         torch.save(content, file)
 
 

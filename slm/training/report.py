@@ -1,8 +1,9 @@
-"""What a run leaves for people: metrics.csv and training.png."""
+"""What a run leaves for people: metrics.csv, samples.jsonl and training.png."""
 
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def write_metrics(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(
             {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
         )
+
+
+def write_samples(path: Path, samples: Sequence[Mapping[str, object]]) -> None:
+    """A line of JSON for each sample, whole or not at all."""
+    with replacing(path, "w") as file:
+        file.writelines(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
 
 
 def draw(path: Path, rows: Sequence[Row], title: str) -> None:

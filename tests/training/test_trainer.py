@@ -21,8 +21,10 @@ from slm.data.stories import stories
 from slm.errors import UserError
 from slm.inference.onnx_engine import OnnxEngine
 from slm.model import checkpoint
-from slm.training import trainer
-from slm.training.trainer import RUN_FILES, Run, duration, main
+from slm.training import folder, plan, trainer
+from slm.training.folder import RUN_FILES
+from slm.training.plan import duration
+from slm.training.trainer import Run, main
 
 CPU = torch.device("cpu")
 
@@ -37,6 +39,7 @@ def text(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def called_by_script(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 3)  # a longer one would take most of a test's time
 
 
 @pytest.fixture
@@ -69,15 +72,16 @@ def final_weights(config):
     return load(config, "last.pt").weights
 
 
-def new_run(config, dtype=torch.float32):
-    trainer.open_folder(config, Path(config.out_dir))
-    return Run(config, prepare(config.data, config.model.vocab_size), CPU, dtype)
+def new_run(config, dtype=torch.float32, start=None):
+    with folder.opened(config):
+        pass
+    return Run(config, prepare(config.data, config.model.vocab_size), CPU, dtype, start)
 
 
 def test_a_run_learns_and_leaves_its_files(config, capsys):
     config = change(config, max_steps=60, learning_rate=0.02, export="onnx")
     assert main(config) == 0
-    assert {path.name for path in Path(config.out_dir).iterdir()} == {*RUN_FILES, "best_model.onnx"}
+    assert {path.name for path in Path(config.out_dir).iterdir()} == {*RUN_FILES, ".lock", "best_model.onnx"}
     first, last = rows(config)[0], rows(config)[-1]
     assert first["val_loss"] == pytest.approx(math.log(400), abs=0.1)
     assert last["val_loss"] < first["val_loss"] - 1
@@ -100,7 +104,7 @@ def test_metrics_have_a_row_for_each_evaluation(config):
     main(change(config, eval_every=3))
     assert [row["step"] for row in rows(config)] == [0, 3, 6, 8]
     assert set(rows(config)[0]) == {
-        "step", "epoch", "seconds", "learning_rate", "gradient_norm", "tokens_per_second",
+        "step", "epoch", "seconds", "learning_rate", "gradient_norm", "tokens_per_second", "skipped_steps", "rollbacks",
         "train_loss", "train_perplexity", "train_accuracy", "train_bits_per_byte",
         "val_loss", "val_perplexity", "val_accuracy", "val_bits_per_byte",
     }  # fmt: skip
@@ -192,7 +196,7 @@ def test_muon_takes_the_matrices_of_the_blocks(config):
     assert sorted(tuple(p.shape) for p in group["params"]) == 2 * [(16, 16)] + 2 * [(16, 64)] + 2 * [(48, 16)] + 2 * [
         (64, 16)
     ]
-    assert [tuple(p.shape) for p in adamw.param_groups[0]["params"]] == [(run.rows(), 16), (16, 16)]
+    assert [tuple(p.shape) for p in adamw.param_groups[0]["params"]] == [(run.rows, 16), (16, 16)]
 
 
 def test_muon_learns(config):
@@ -356,11 +360,122 @@ def test_warm_up_is_a_twentieth_of_the_run_but_no_less_than_a_short_one_needs(co
     assert seen == [pytest.approx(warmup)]
 
 
-def test_a_loss_that_is_no_number_stops_with_an_explanation(config, monkeypatch):
-    monkeypatch.setattr(trainer, "REFRESH_SECONDS", 0.0)
-    with pytest.raises(UserError, match=r"the loss is nan at step .*: try a --learning_rate below 1e\+30"):
+def test_a_loss_that_is_no_number_stops_with_an_explanation(config):
+    with pytest.raises(
+        UserError, match=r"step .*: .* no number, after 3 returns .*: try a --learning_rate below 1e\+30"
+    ):
         main(change(config, learning_rate=1e30, grad_clip=0.0, warmup_steps=0))
     assert load(config).facts["step"] == 0
+    assert all(weight.isfinite().all() for weight in load(config, "last.pt").weights.values())
+
+
+def break_gradients(monkeypatch, steps):
+    """From now on the loss of these steps, in the order in which they are made, is no number."""
+    gradients, count = Run._gradients, iter(range(10**9))
+
+    def broken(self, step):
+        loss = gradients(self, step)
+        if next(count) in steps:
+            for parameter in self.model.parameters():
+                parameter.grad.fill_(math.nan)
+            loss = loss * math.nan
+        return loss
+
+    monkeypatch.setattr(Run, "_gradients", broken)
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(config, monkeypatch):
+    break_gradients(monkeypatch, {2, 5})
+    main(change(config, eval_every=4))
+    assert [(row["step"], row["skipped_steps"], row["rollbacks"]) for row in rows(config)] == [
+        (0, 0, 0), (4, 1, 0), (8, 2, 0)
+    ]  # fmt: skip
+    assert math.isfinite(rows(config)[-1]["val_loss"])
+
+
+def test_a_run_whose_gradients_stay_broken_goes_back_and_on_with_half_the_rate(config, monkeypatch, capsys):
+    break_gradients(monkeypatch, range(30, 50))
+    save_last = Run.save_last
+    monkeypatch.setattr(Run, "save_last", lambda run: save_last(run) if run.state.step in (0, 30, 60) else None)
+    config = change(config, max_steps=60, eval_every=30, schedule="wsd", warmup_steps=0, save_every=1e-9)
+    main(config)
+    said = "".join(capsys.readouterr())
+    assert (
+        "step 50: the gradient was no number 20 times in a row; back to step 30, with half the learning rate (1 of"
+        in said
+    )
+    before, after = rows(config)[1:]
+    assert (before["step"], after["step"], after["skipped_steps"], after["rollbacks"]) == (30, 60, 20, 1)
+    monkeypatch.undo()
+    run = new_run(config := change(config, resume=True, overwrite=False), start=load(config, "last.pt"))
+    assert run.state.rollbacks == 1
+    run.step(1000)
+    assert run.state.rate == pytest.approx(0.5 * run.peak_rate)
+
+
+def test_a_loss_that_rises_by_more_than_a_nat_is_a_breakdown(config):
+    run = new_run(config)
+    run.state.step = 20
+    run.loss_sum.fill_(20 * 4.0)
+    assert run._trouble(at_the_end=False) == ""
+    run.state.step = 39
+    run.loss_sum.fill_(19 * 9.0)
+    assert run._trouble(at_the_end=False) == ""  # too early to tell
+    run.state.step = 40
+    run.loss_sum.fill_(20 * 4.9)
+    assert run._trouble(at_the_end=False) == ""
+    run.state.step = 60
+    run.loss_sum.fill_(20 * 5.1)
+    assert run._trouble(at_the_end=False) == "the loss rose from 4.00 to 5.10"
+
+
+def test_an_overflow_storm_in_fp16_goes_back_and_stops_in_the_end(config, monkeypatch):
+    monkeypatch.setattr(trainer, "pick_precision", lambda *_: torch.float16)
+    break_gradients(monkeypatch, range(10**6))
+    with pytest.raises(UserError, match=r"step 20: the gradient was no number 20 times in a row, after 2 returns"):
+        main(change(config, max_steps=100, max_rollbacks=2))
+
+
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_too_little_memory_halves_what_is_computed_at_a_time_and_changes_no_result(
+    config, grad_accum, monkeypatch, capsys
+):
+    config = change(config, grad_accum=grad_accum, dropout=0.0)
+    whole = change(config, out_dir=config.out_dir + "-whole")
+    main(whole)
+    sizes = []
+
+    def small(run):
+        def loss(ids, targets):
+            sizes.append(len(ids))
+            if len(ids) > 1:
+                raise RuntimeError(
+                    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
+            return run.model.loss(ids, targets)
+
+        return loss
+
+    monkeypatch.setattr(Run, "loss", property(small))
+    main(config)
+    assert [row["val_loss"] for row in rows(config)] == pytest.approx(
+        [row["val_loss"] for row in rows(whole)], rel=1e-5
+    )
+    assert sizes == [4, 2] + [1] * (4 * grad_accum * 8)
+    said = "".join(capsys.readouterr())
+    assert said.count("not enough memory for 4 windows at a time: 1 from here on, with the same result") == 1
+
+
+def test_too_little_memory_for_a_single_window_is_an_error(config, monkeypatch, capsys):
+    def none(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Run, "loss", property(lambda run: none))
+    flags = [f"--{name}={value}" for name, value in {**folder.kept_settings(config), "out_dir": config.out_dir}.items()
+             if value is not None and name in ("dataset", "cache_dir", "vocab_size", "n_layer", "n_head", "n_embd",
+             "context_length", "batch_size", "max_steps", "precision", "device", "out_dir")]  # fmt: skip
+    assert command(["train", *flags]) == 2
+    assert "error: not enough memory: make --batch_size smaller" in capsys.readouterr().err
 
 
 def test_compiling_falls_back_with_one_line(config, monkeypatch, capsys):
@@ -505,7 +620,7 @@ def test_a_failing_export_never_costs_the_run(config, error, monkeypatch, capsys
     again = f"python export.py --model_path {config.out_dir}/best_model.pt --format onnx\n"
     assert f"the run is safe, and to try again: {again}" in said
     files = {path.name for path in Path(config.out_dir).iterdir()}
-    assert files == {*RUN_FILES, "best_model.torchscript.pt"}
+    assert files == {*RUN_FILES, ".lock", "best_model.torchscript.pt"}
 
 
 def test_an_old_export_goes_when_a_new_run_has_its_first_model(config, monkeypatch):
@@ -635,9 +750,9 @@ def test_the_batch_grows_with_the_run(config, changes, windows):
 
 def test_a_resumed_run_keeps_its_batch_size(config, monkeypatch):
     config = change(config, batch_size=None, max_steps=4)
-    monkeypatch.setattr(Run, "_pick_batch_size", lambda self: 6)
+    monkeypatch.setattr(plan, "pick_batch_size", lambda *_: 6)
     main(config)
-    monkeypatch.setattr(Run, "_pick_batch_size", lambda self: 7)
+    monkeypatch.setattr(plan, "pick_batch_size", lambda *_: 7)
     saved = load(config, "last.pt")
     text = prepare(config.data, config.model.vocab_size)
     resumed = Run(change(config, resume=True), text, CPU, torch.float32, saved)
@@ -647,10 +762,10 @@ def test_a_resumed_run_keeps_its_batch_size(config, monkeypatch):
 def test_speed_counts_the_rows_in_use(config):
     run = new_run(config)
     # 2 blocks of 12 C^2 and the rows, six times; attention 12 L C T
-    assert run.flops_per_token() == 6 * (2 * 12 * 16**2 + run.rows() * 16) + 12 * 2 * 16 * 16
-    run.state.rows = [{"tokens_per_second": speed} for speed in (0.0, 1000.0, 3000.0, 2000.0)]
-    assert run.speed().startswith("2,000 tokens/s, ")
-    assert "MFU unknown" in run.speed()
+    assert plan.flops_per_token(run.shape, run.rows) == 6 * (2 * 12 * 16**2 + run.rows * 16) + 12 * 2 * 16 * 16
+    said = plan.speed(run, [{"tokens_per_second": speed} for speed in (0.0, 1000.0, 3000.0, 2000.0)])
+    assert said.startswith("2,000 tokens/s, ")
+    assert "MFU unknown" in said
 
 
 def test_all_tokens_have_weights_in_the_checkpoint(config):
@@ -658,8 +773,10 @@ def test_all_tokens_have_weights_in_the_checkpoint(config):
     weights = load(config).weights["token_embedding.weight"]
     assert weights.shape == (400, 16)
     run = new_run(change(config, overwrite=True))
-    assert run.rows() < 400
-    assert run.parameters() == sum(weight.numel() for weight in load(config).weights.values())
+    assert run.rows < 400
+    weights = sum(weight.numel() for weight in load(config).weights.values())
+    assert plan.in_training(run.shape, run.shape.vocab_size) == (weights, 2 * 12 * 16**2 + 400 * 16)
+    assert plan.in_training(run.shape, run.rows)[0] == sum(parameter.numel() for parameter in run.model.parameters())
 
 
 def test_a_run_of_another_version_is_refused(config):
@@ -674,8 +791,9 @@ def test_a_run_of_another_version_is_refused(config):
 
 def test_the_memory_estimate_counts_what_there_is(config):
     run = new_run(change(config, optimizer="adamw"))
-    few, many = run.memory_estimate(4), run.memory_estimate(8)
+    few, many = (plan.memory_estimate(run.config, run.shape, run.rows, batch, torch.float32) for batch in (4, 8))
     # 64 tokens more: their logits, and 18 vectors of each of 2 layers, 2 of the stream and 4 around it
-    assert many - few == 64 * run.rows() * 4 + 64 * 16 * 4 * (18 * 2 + 2 + 4)
-    lean = new_run(change(config, activation_checkpointing=True, overwrite=True))
-    assert lean.memory_estimate(8) - lean.memory_estimate(4) < many - few
+    assert many - few == 64 * run.rows * 4 + 64 * 16 * 4 * (18 * 2 + 2 + 4)
+    lean = change(config, activation_checkpointing=True)
+    less, more = (plan.memory_estimate(lean, run.shape, run.rows, batch, torch.float32) for batch in (4, 8))
+    assert more - less < many - few
