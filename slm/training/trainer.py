@@ -282,7 +282,9 @@ class Run:
             self._release_memory()
             self.state.pieces *= 2
             windows = -(-self.batch_size // self.state.pieces)
-            note = f"not enough memory for {self.batch_size} windows at a time: {windows} from here on, with the same result"
+            note = (
+                f"not enough memory for {self.batch_size} windows at a time: {windows} from here on, with equal results"
+            )
         with record_function("optimizer"):
             self._update(loss)
         self.state.step += 1
