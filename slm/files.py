@@ -53,8 +53,11 @@ def _rename_away(path: Path, keep: Path) -> None:
         link.hardlink_to(path)
     except OSError:
         path.replace(keep)
-    else:
+        return
+    try:
         link.replace(keep)
+    finally:
+        link.unlink(missing_ok=True)
 
 
 @contextmanager
