@@ -119,6 +119,7 @@ class TrainConfig:
     )
     profile: bool = flag(False, "write trace.json, for chrome://tracing, and show where a step's time goes")
     seed: int = flag(0, "initial weights, order of the text and dropout follow from it")
+    deterministic: bool = flag(False, "on a GPU too, the same bits every time; slower")
 
     eval_every: int | None = flag(None, "optimizer steps between evaluations; default: 20 in a run")
     eval_batches: int | None = flag(
@@ -127,6 +128,7 @@ class TrainConfig:
     save_every: float = flag(5.0, "minutes between saves of last.pt, from which --resume continues")
     max_rollbacks: int = flag(3, "returns to the last saved state, with half the rate, when the loss breaks down")
     init_from: str | None = flag(None, "model to go on from: its weights, shape and tokenizer; the text may be another")
+    tensorboard: bool = flag(False, "write what metrics.csv holds for TensorBoard, too, in out_dir/tensorboard")
     export: str = flag("onnx", "formats to write the best model in at the end, as in slm export; none: no other")
     out_dir: str = flag(".", "folder for best_model.pt, best_model.onnx, last.pt, metrics.csv and training.png")
     resume: bool = flag(False, "continue the run in out_dir")

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from slm.config import TrainConfig, command, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
-from slm.device import autocast, is_out_of_memory, peak_memory, pick_device, pick_precision
+from slm.device import autocast, is_out_of_memory, make_deterministic, peak_memory, pick_device, pick_precision
 from slm.errors import UserError
 from slm.export.command import export
 from slm.files import user_path
@@ -60,6 +60,8 @@ def main(config: TrainConfig) -> int:
     """`slm train`. Returns the exit code: 0, or 128 + the signal that stopped the run after it was saved."""
     with folder.opened(config) as out_dir:
         saved = _resumed(config, out_dir) if config.resume else None
+        if config.deterministic:
+            make_deterministic()
         device = pick_device(config.device)
         dtype = pick_precision(config.precision, device)
         if config.data.dataset == "stories":
@@ -70,6 +72,8 @@ def main(config: TrainConfig) -> int:
         check_length(corpus, config.model.context_length)
         run = Run(config, corpus, device, dtype, start)
         del saved, start  # as large as the run itself
+        if config.tensorboard:
+            _ = run.board  # or say now that it is missing
         print(plan.describe(run))
         stopped_by = run.loop()
         where = "" if config.out_dir == "." else f" --out_dir {shlex.quote(config.out_dir)}"
@@ -466,6 +470,8 @@ class Run:
             )
         )
         self.step_seconds, self.steps_timed = 0.0, 0
+        if self.config.tensorboard:
+            self.board(state.rows[-1])
         warning, best_before = "", (state.best_loss, state.best_step)
         if better:
             state.best_loss, state.best_step = val.loss, state.step
@@ -506,6 +512,11 @@ class Run:
         except UserError as error:
             return f"warning: {error}\n"
         return ""
+
+    @functools.cached_property
+    def board(self) -> Callable[[report.Row], None]:
+        """Adds a row to what TensorBoard shows of this run."""
+        return report.tensorboard(self.out_dir / "tensorboard", self.state.rows)
 
     def save_best(self, train: Measures, val: Measures) -> None:
         """best_model.pt: the model as it is now, and what is known of it."""

@@ -651,6 +651,27 @@ def test_a_picture_that_cannot_be_written_does_not_stop_the_run(config, monkeypa
     assert "warning: cannot write training.png" in capsys.readouterr().out
 
 
+def test_tensorboard_shows_what_metrics_hold(config):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = change(config, tensorboard=True, eval_every=4)
+    main(config)
+    main(change(config, resume=True, max_steps=12))
+    shown = reader.EventAccumulator(str(Path(config.out_dir) / "tensorboard")).Reload()
+    curve = [(event.step, event.value) for event in shown.Scalars("loss/val")]
+    assert curve == [(row["step"], pytest.approx(row["val_loss"], rel=1e-5)) for row in rows(config)]
+    assert {"loss/train", "accuracy/val", "learning_rate", "gradient_norm", "tokens_per_second"} <= {
+        *shown.Tags()["scalars"]
+    }
+
+
+def test_deterministic_asks_pytorch_for_it(config):
+    main(change(config, deterministic=True))
+    try:
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_a_dollar_in_a_name_can_be_drawn(config, tmp_path):
     (tmp_path / "a$_$.txt").write_text("<|endoftext|>".join(stories(80)))
     assert main(change(config, data=dataclasses.replace(config.data, dataset=str(tmp_path / "a$_$.txt")))) == 0
