@@ -95,7 +95,7 @@ def load(path: Path) -> Checkpoint:
                 raise UserError(
                     f"{path} is an export ({format}): give the checkpoint, such as best_model.pt"
                 ) from error
-        reason = "it may be truncated, or hold code, none of which was run"
+        reason = "it may be truncated or damaged, or hold code, none of which was run"
         raise UserError(
             f"{path} is not a checkpoint that can be opened safely: {reason} ({type(error).__name__})"
         ) from error

@@ -341,7 +341,7 @@ def _read_pickle(path: Path) -> Iterable[tuple[str, Tensor]]:
                 file.seek(0)
                 return {**torch.load(file, map_location="cpu", weights_only=True)}.items()
     except Exception as error:  # a damaged file can fail in any part of the reader
-        reason = "it may be truncated, or hold code, none of which was run"
+        reason = "it may be truncated or damaged, or hold code, none of which was run"
         raise UserError(f"its {path.name} cannot be opened safely: {reason} ({type(error).__name__})") from error
 
 
