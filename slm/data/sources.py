@@ -22,7 +22,7 @@ import os
 import re
 import textwrap
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -212,7 +212,8 @@ def _suffix(file: Path) -> str:
 def _files_source(files: list[Path], text_field: str, errors: str) -> Source:
     root = os.path.commonpath([file.parent for file in files])
     names = [file.relative_to(root).as_posix() for file in files]
-    sizes = [file.stat().st_size for file in files]
+    stamps = {file: _stamp(file) for file in files}
+    sizes = [size for size, _ in stamps.values()]
     digest = _digest("files", names, sizes, text_field, errors)
     for file in files:
         for block in _read(file, unpack=False):
@@ -222,13 +223,27 @@ def _files_source(files: list[Path], text_field: str, errors: str) -> Source:
     description = f"{count}, {_size(sum(sizes))}: {', '.join(names[:3] + more)}"
 
     def pieces() -> Iterator[Piece]:
-        return _not_empty(chain.from_iterable(_file_pieces(file, text_field, errors) for file in files), description)
+        found = chain.from_iterable(_file_pieces(file, text_field, errors) for file in files)
+        return _not_empty(_unchanged(found, stamps), description)
 
     def parts(size: int) -> list[Source]:
         spans = [span for file in files for span in _spans(file, size)]
-        return [_part(group, text_field, errors) for group in _groups(spans, size)]
+        return [_part(group, text_field, errors, stamps) for group in _groups(spans, size)]
 
     return Source(description, digest.hexdigest(), None if _packed(files) else sum(sizes), pieces, parts)
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _unchanged(pieces: Iterable[Piece], stamps: Mapping[Path, tuple[int, int]]) -> Iterator[Piece]:
+    """The pieces of files that must not change meanwhile: their fingerprint was taken when they had these stamps."""
+    yield from pieces
+    for file, stamp in stamps.items():
+        if _stamp(file) != stamp:
+            raise UserError(f"{file} changed while it was read: run again")
 
 
 def _packed(files: Iterable[Path]) -> bool:
@@ -288,11 +303,12 @@ def _groups(spans: Iterable[_Span], size: int) -> Iterator[list[_Span]]:
         yield group
 
 
-def _part(spans: list[_Span], text_field: str, errors: str) -> Source:
+def _part(spans: list[_Span], text_field: str, errors: str, stamps: Mapping[Path, tuple[int, int]]) -> Source:
     fingerprint = _digest("part", [span.digest for span in spans], text_field, errors).hexdigest()
 
     def pieces() -> Iterator[Piece]:
-        return chain.from_iterable(_file_pieces(s.file, text_field, errors, s.start, s.end) for s in spans)
+        found = chain.from_iterable(_file_pieces(s.file, text_field, errors, s.start, s.end) for s in spans)
+        return _unchanged(found, {span.file: stamps[span.file] for span in spans})
 
     size = None if _packed(span.file for span in spans) else sum(span.size for span in spans)
     return Source(str(spans[0].file), fingerprint, size, pieces)

@@ -143,6 +143,19 @@ def test_a_new_file_is_the_only_one_that_is_read(config, tmp_path, small_parts, 
     assert made == [str(tmp_path / "texts" / "6a.txt")]
 
 
+@pytest.mark.parametrize("part_bytes", [2000, 1 << 24])
+def test_a_file_that_changes_after_its_fingerprint_was_taken_is_refused(config, tmp_path, monkeypatch, part_bytes):
+    """Its tokens would lie under the fingerprint of another text."""
+    monkeypatch.setattr(module, "PART_BYTES", part_bytes)
+    source = open_source(config.dataset)
+    module._parts(source)
+    (tmp_path / "texts" / "6.txt").write_text("Another text.")
+    with pytest.raises(UserError, match=r"6\.txt changed while it was read: run again"):
+        encode(source, GPT2, config.cache_dir)
+    key = module._key({"source": source.fingerprint, "vocabulary": GPT2.fingerprint})
+    assert not (tmp_path / "whole" / key).exists()
+
+
 def test_no_text_in_any_file(tmp_path, small_parts):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text(" \n")
