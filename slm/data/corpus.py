@@ -103,7 +103,7 @@ def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = N
         ),
     }
 
-    cache = user_path(config.cache_dir)
+    cache = _open_cache(config.cache_dir)
 
     @functools.cache
     def plan() -> tuple[Choice | None, Tokenizer]:
@@ -136,7 +136,7 @@ def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = N
 
 def encode(source: Source, tokenizer: Tokenizer, cache_dir: str) -> Tokens:
     """All tokens of `source`, from the cache where it has them."""
-    cache, facts = user_path(cache_dir), {"source": source.fingerprint, "vocabulary": tokenizer.fingerprint}
+    cache, facts = _open_cache(cache_dir), {"source": source.fingerprint, "vocabulary": tokenizer.fingerprint}
 
     def make(folder: Path) -> None:
         _write_tokens(folder, source, tokenizer, cache=cache)
@@ -409,6 +409,21 @@ def _digest(choice: Choice | None) -> str | None:
 Job = tuple[Mapping[str, object], Callable[[Path], None]]  # what a folder depends on, and what fills it
 
 
+def _open_cache(cache_dir: str) -> Path:
+    """The folder `cache_dir`, which is made where it is missing."""
+    path = user_path(cache_dir)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise _unwritable(path, error) from error
+    return path
+
+
+def _unwritable(cache_dir: Path, error: Exception) -> UserError:
+    reason = (isinstance(error, OSError) and error.strerror) or error
+    return UserError(f"cannot write token files in {cache_dir}: {reason}; choose another --cache_dir")
+
+
 def _cached(
     cache_dir: Path,
     facts: Mapping[str, object],
@@ -429,7 +444,6 @@ def _all_cached(cache_dir: Path, jobs: Sequence[Job]) -> list[Path]:
     """The cache's folders for all jobs, each made by the process that comes to it first."""
     folders: dict[int, Path] = {}
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
         while len(folders) < len(jobs):
             before = len(folders)
             for number, (facts, make) in enumerate(jobs):
@@ -438,8 +452,7 @@ def _all_cached(cache_dir: Path, jobs: Sequence[Job]) -> list[Path]:
             if len(folders) == before:  # others are at all that is left
                 time.sleep(0.1)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"cannot write token files in {cache_dir}: {reason}; choose another --cache_dir") from error
+        raise _unwritable(cache_dir, error) from error
     return [folders[number] for number in range(len(jobs))]
 
 

@@ -235,10 +235,11 @@ class TestCache:
         assert file.read_bytes() == whole
         assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.fingerprint]
 
-    def test_a_cache_that_cannot_be_written_is_named(self, config, tmp_path):
+    @pytest.mark.parametrize("name", ["file/cache", "file", "x" * 300, "\0"])
+    def test_a_cache_that_cannot_be_written_is_named(self, config, tmp_path, name):
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match=r"cannot write token files in .*--cache_dir"):
-            prepare(dataclasses.replace(config, cache_dir=str(tmp_path / "file" / "cache")), 50_257)
+        with pytest.raises(UserError, match=r"cannot write token files in (?s:.*)--cache_dir"):
+            prepare(dataclasses.replace(config, cache_dir=str(tmp_path / name)), 50_257)
 
     def test_what_lies_there_is_plain(self, config, tmp_path):
         prepare(config, 500)
