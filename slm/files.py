@@ -108,7 +108,7 @@ def checksum(path: Path, size: int | None = None, done: Callable[[int], object] 
     size = path.stat().st_size if size is None else size
 
     def of_block(start: int) -> bytes:
-        with path.open("rb", buffering=0) as file:
+        with path.open("rb") as file:
             file.seek(start)
             block = file.read(min(CHECKSUM_BLOCK, size - start))
         return zlib.crc32(block).to_bytes(4, "little")

@@ -443,6 +443,7 @@ def _cached(
 def _all_cached(cache_dir: Path, jobs: Sequence[Job]) -> list[Path]:
     """The cache's folders for all jobs, each made by the process that comes to it first."""
     folders: dict[int, Path] = {}
+    waits = 0
     try:
         while len(folders) < len(jobs):
             before = len(folders)
@@ -451,6 +452,9 @@ def _all_cached(cache_dir: Path, jobs: Sequence[Job]) -> list[Path]:
                     folders[number] = folder
             if len(folders) == before:  # others are at all that is left
                 time.sleep(0.1)
+                waits += 1
+                if waits == 50:
+                    print(f"waiting for another process, which makes token files in {cache_dir}", file=sys.stderr)
     except OSError as error:
         raise _unwritable(cache_dir, error) from error
     return [folders[number] for number in range(len(jobs))]

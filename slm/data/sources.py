@@ -17,7 +17,6 @@ import inspect
 import io
 import json
 import logging
-import mmap
 import os
 import re
 import textwrap
@@ -69,9 +68,9 @@ class Source:
     fingerprint: str  # hex; another one whenever `pieces` would give another text
     size_bytes: int | None  # about the bytes of text in UTF-8; None: not known
     pieces: Callable[[], Iterator[Piece]]
-    # The same text as sources one after another, each of about so many bytes, which may have no text of their own.
-    # None where it can only be read as a whole.
-    parts: Callable[[int], list[Source]] | None = None
+    # The same text as sources one after another, of about so many bytes each, which may have no text of their own; none
+    # where it has no more bytes than that.
+    parts: Callable[[int], list[Source]] | None = None  # None: it can only be read as a whole
 
 
 def open_source(dataset: str, *, text_field: str = "text", errors: str = "strict", held_out: bool = False) -> Source:
@@ -227,6 +226,8 @@ def _files_source(files: list[Path], text_field: str, errors: str) -> Source:
         return _not_empty(_unchanged(found, stamps), description)
 
     def parts(size: int) -> list[Source]:
+        if sum(sizes) <= size:
+            return []
         spans = [span for file in files for span in _spans(file, size)]
         return [_part(group, text_field, errors, stamps) for group in _groups(spans, size)]
 
@@ -242,7 +243,7 @@ def _unchanged(pieces: Iterable[Piece], stamps: Mapping[Path, tuple[int, int]]) 
     """The pieces of files that must not change meanwhile: their fingerprint was taken when they had these stamps."""
     yield from pieces
     for file, stamp in stamps.items():
-        if _stamp(file) != stamp:
+        if not file.exists() or _stamp(file) != stamp:
             raise UserError(f"{file} changed while it was read: run again")
 
 
@@ -262,10 +263,7 @@ class _Span(NamedTuple):
 
 def _spans(file: Path, size: int) -> Iterator[_Span]:
     """A file, cut at the first end of a document after each `size` bytes where it is plain text."""
-    kind = (_suffix(file), file.suffix.lower())
-    start, marker = 0, END_OF_TEXT.encode()
-
-    length = file.stat().st_size
+    kind, length = (_suffix(file), file.suffix.lower()), file.stat().st_size
 
     def span(start: int, end: int | None) -> _Span:
         digest = _digest("span", kind, start == 0)
@@ -273,18 +271,27 @@ def _spans(file: Path, size: int) -> Iterator[_Span]:
             digest.update(block)
         return _Span(file, start, end, (length if end is None else end) - start, digest.digest())
 
-    if length > size and kind[0] not in _ROWS and kind[1] != ".gz":
-        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            for border in range(size, length, size):
-                if border <= start:
-                    continue
-                found = content.find(marker, border)
-                if found < 0:
-                    break
-                end = found + len(marker)
-                yield span(start, end)
-                start = end
+    start = 0
+    for border in range(size, length, size) if kind[0] not in _ROWS and kind[1] != ".gz" else ():
+        if border > start:
+            end = _end_of_document(file, border)
+            if end is None:
+                break
+            yield span(start, end)
+            start = end
     yield span(start, None)
+
+
+def _end_of_document(file: Path, start: int) -> int | None:
+    """Where in `file` the first END_OF_TEXT that begins at or behind `start` ends."""
+    marker, text = END_OF_TEXT.encode(), b""
+    for block in _read(file, start=start):
+        text += block
+        if (found := text.find(marker)) >= 0:
+            return start + found + len(marker)
+        start += max(0, len(text) - len(marker))
+        text = text[-len(marker) :]
+    return None
 
 
 def _groups(spans: Iterable[_Span], size: int) -> Iterator[list[_Span]]:
