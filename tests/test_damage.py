@@ -28,8 +28,11 @@ TOKENIZER = Tokenizer("toy", [*(bytes([byte]) for byte in range(256)), b"ab", b"
 
 
 def damaged(content, random):
-    """`content` cut short, with one bit changed, or with up to a tenth of it zeros."""
-    place = int(random.integers(len(content)))
+    """`content` cut short, with one bit changed, or with up to a tenth of it zeros; half the time near its end.
+
+    There an archive has its table, and other files their checksum.
+    """
+    place = int(random.integers(random.choice([0, len(content) * 9 // 10]), len(content)))
     match random.choice(["cut", "bit", "zeros"]):
         case "cut":
             return content[:place]
@@ -106,6 +109,17 @@ def test_checkpoints(model, name, count, tmp_path):
         )  # fmt: skip
 
     assert try_damages(name, [path], load, count)["refused"] > count / 2
+
+
+def test_no_field_of_an_archive_is_trusted(model, tmp_path):
+    """PyTorch reads a record with the attribute of a folder as one without content."""
+    path = tmp_path / "best_model.pt"
+    checkpoint.save(path, Checkpoint(SHAPE, model.weights, TOKENIZER, {}))
+    whole = path.read_bytes()
+    entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"/data/3"))
+    path.write_bytes(whole[: entry + 38] + b"\x10" + whole[entry + 39 :])
+    with pytest.raises(UserError, match="may be truncated or damaged"):
+        checkpoint.load(path)
 
 
 def test_pickled_weights_from_transformers(model, count, tmp_path):

@@ -118,10 +118,9 @@ def check_records(file: IO[bytes]) -> None:
     Leaves `file` at its beginning. Raises zipfile.BadZipFile, or whatever else damage leads to.
     """
     with zipfile.ZipFile(file) as archive:
-        if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
-            raise zipfile.BadZipFile(
-                "a record is compressed"
-            )  # none is in a PyTorch file, and it could fill the memory
+        # PyTorch neither compresses, which could fill the memory, nor sets attributes: with one there is no content.
+        if any(record.compress_type != zipfile.ZIP_STORED or record.external_attr for record in archive.infolist()):
+            raise zipfile.BadZipFile("a record is not as PyTorch writes it")
         if (damaged := archive.testzip()) is not None:
             raise zipfile.BadZipFile(f"{damaged} is damaged")
     file.seek(0)
