@@ -22,7 +22,7 @@ import time
 import zlib
 from array import array
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -486,7 +486,7 @@ def _made(folder: Path, make: Callable[[Path], None]) -> Path | None:
             whole = Path(temporary) / "whole"
             whole.mkdir()
             make(whole)
-            found = _checksums(whole)
+            found = _checksums(whole, sorted(file.name for file in whole.iterdir()))
             (whole / CHECKSUMS).write_text(json.dumps({"files": found, "checksum": _crc(found)}))
             for file in whole.iterdir():
                 sync(file)
@@ -508,22 +508,20 @@ def _wrong(folder: Path) -> str:
         told = json.loads((folder / CHECKSUMS).read_text())
         if told["checksum"] != _crc(told["files"]):
             return f"{CHECKSUMS} has changed"
-        found = _checksums(folder)
-        names = sorted(name for name, _ in found.items() ^ told["files"].items())
-        return f"{names[0]} has changed" if names else ""
+        found = _checksums(folder, told["files"])
+        return next((f"{name} has changed" for name, value in told["files"].items() if value != found[name]), "")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"not readable, {type(error).__name__}"
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    """The checksum of each file but for that which keeps them."""
-    files = sorted(file for file in folder.iterdir() if file.name != CHECKSUMS)
+def _checksums(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """The checksum of each of these files, by all cores."""
     progress = tqdm(
-        total=sum(file.stat().st_size for file in files), desc="checking token files", unit="B", unit_scale=True,
-        leave=False, delay=2,
+        total=sum((folder / name).stat().st_size for name in names), desc="checking token files",
+        unit="B", unit_scale=True, unit_divisor=1000, leave=False, delay=2,
     )  # fmt: skip
     with progress:
-        return {file.name: checksum(file, done=progress.update) for file in files}
+        return {name: checksum(folder / name, done=progress.update) for name in names}
 
 
 def _crc(checksums: Mapping[str, str]) -> str:

@@ -241,6 +241,13 @@ class TestCache:
         with pytest.raises(UserError, match=r"cannot write token files in (?s:.*)--cache_dir"):
             prepare(dataclasses.replace(config, cache_dir=str(tmp_path / name)), 50_257)
 
+    def test_a_file_of_another_programs_does_no_harm(self, config, tmp_path, capfd):
+        folder = tmp_path / "cache" / prepare(config, 50_257).fingerprint
+        (folder / ".nfs0001").write_text("a network file system's")
+        prepare(config, 50_257)
+        assert capfd.readouterr().err == ""
+        assert (folder / ".nfs0001").exists()
+
     def test_what_lies_there_is_plain(self, config, tmp_path):
         prepare(config, 500)
         (folder,) = (tmp_path / "cache").iterdir()
