@@ -155,9 +155,9 @@ def test_a_fault_of_the_disk_costs_nothing_that_was_saved(where, config, expecte
 @pytest.mark.parametrize("times", [1, 10**9])
 @pytest.mark.parametrize("where", ["write", "fsync", "open", "replace"])
 def test_a_fault_at_every_write(where, times, config, expected, monkeypatch, capsys):
-    """At each fsync, opening and change of a name of a run, and at 60 of its writes; once, or from then on for good."""
+    """At some thirty of a run's writes, fsyncs, openings and changes of a name; once, or from then on."""
     calls = calls_of(where, config, monkeypatch)
-    for first in range(1, calls + 1, max(1, calls // 60)):
+    for first in range(1, calls + 1, max(1, calls // 20)):
         error = (errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS)[first % 4]
         each = dataclasses.replace(config, out_dir=f"{config.out_dir}-{first}")
         run_with_faults(each, expected, monkeypatch, capsys, where, error, first, times)
