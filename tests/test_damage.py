@@ -122,6 +122,26 @@ def test_no_field_of_an_archive_is_trusted(model, tmp_path):
         checkpoint.load(path)
 
 
+@pytest.mark.slow
+def test_each_bit_of_an_archives_table(model, tmp_path):
+    """That of the last entries, and of what says where the table is: refused, or the same weights."""
+    path = tmp_path / "best_model.pt"
+    checkpoint.save(path, Checkpoint(SHAPE, model.weights, TOKENIZER, {}))
+    whole, expected, came = path.read_bytes(), plain(checkpoint.load(path).weights), Counter()
+    for place in range(len(whole) - 300, len(whole)):
+        for bit in range(8):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
+            try:
+                found = plain(checkpoint.load(path).weights)
+            except UserError:
+                came["refused"] += 1
+                continue
+            assert found == expected, f"bit {bit} of byte {place - len(whole)} from the end"
+            came["without effect"] += 1
+    assert came["refused"] > 1000
+    assert came["without effect"] > 100
+
+
 def test_pickled_weights_from_transformers(model, count, tmp_path):
     huggingface.write(model, tmp_path / "model", "huggingface")
     weights = tmp_path / "model" / "pytorch_model.bin"

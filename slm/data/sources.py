@@ -399,6 +399,9 @@ def _json_values(file: Path, errors: str) -> Iterator[object]:
                     break
                 problem = error.msg.removesuffix(" at").removesuffix(" starting")
                 raise _malformed(file, line + error.lineno - 1, problem) from error
+            except (ValueError, RecursionError) as error:  # Python limits both
+                problem = "a number has too many digits, or too many brackets are open"
+                raise _malformed(file, line + text.count("\n", 0, at), problem) from error
             yield value
             at = end
         wanted = 2 * (len(text) - at)  # a value longer than a block is not tried again at every block

@@ -136,11 +136,19 @@ def as_text(rows):
 WRITERS = {".json": as_json, ".jsonl": as_json_lines, ".csv": as_csv, ".parquet": as_parquet, ".txt": as_text}
 
 
+EXTREMES = st.builds(
+    lambda part, times, end: part * times + end,
+    st.sampled_from([b"[", b'{"text": ', b"9", b'"', b"\n", b",", b"a,", b"PAR1", b"\x1f\x8b\x08", b"\xef\xbb\xbf"]),
+    st.integers(1, 9000),
+    st.binary(max_size=9),
+)
+
+
 @st.composite
 def data_files(draw):
     """A name and bytes: anything, or a file that is sound but for some bytes."""
     suffix = draw(st.sampled_from(sorted(WRITERS)))
-    content = draw(st.binary() | ROWS.map(WRITERS[suffix]))
+    content = draw(st.binary() | ROWS.map(WRITERS[suffix]) | EXTREMES)
     for place, byte in draw(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=3)):
         if content:
             place %= len(content)
