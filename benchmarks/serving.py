@@ -1,8 +1,8 @@
 """How fast does the server write for many at once, how soon does each see a word, and does it hold for long?
 
 `load`: the default model with random weights behind `serve.py` in a process of its own, and clients on the same machine
-that each ask for one streamed completion after another: tokens a second, time to the first token and between tokens, and
-peak memory. `soak`: 64 clients for minutes, some of which hang up in the middle; each text must be the one that the
+that each ask for one streamed completion after another: tokens a second, time to the first token and between tokens,
+and peak memory. `soak`: 64 clients for minutes, some of which hang up in the middle; each text must be the one that the
 model writes alone, nothing may be lost, and memory may not grow. Both print a table and one JSON line (Linux only).
 
 The clients share the cores with the server, so they are plain asyncio: with httpx they took more time than the server.
