@@ -5,12 +5,6 @@ import socket
 import threading
 
 import numpy as np
-import pytest
-
-pytest.importorskip("fastapi")
-pytest.importorskip("uvicorn")
-pytest.importorskip("prometheus_client")
-
 import uvicorn
 
 from slm.config import ServeConfig
@@ -70,5 +64,7 @@ def running(model, **settings):
     try:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
+        if getattr(model.engine, "gate", None):
+            model.engine.gate.release(10_000)
         server.should_exit = True
         thread.join()
