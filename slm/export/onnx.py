@@ -14,9 +14,9 @@ context length and the facts of the training.
 With 8 or 4 bits the matrices are rounded in blocks and multiplied by ONNX Runtime's MatMulNBits. The output layer,
 which is also the token embedding, keeps 8 bits in both: at 4 the loss suffers most there.
 
-For browsers (slm/export/web.py) the matrices have 8 bits in the file, and constant nodes turn them back into floats when
-it is opened: in WebAssembly MatMulNBits is far slower than products of floats. Of the logits that graph gives the last
-token's only, as ONNX Runtime's JavaScript has no inputs with a default.
+For browsers (slm/export/web.py) the matrices have 8 bits in the file, and constant nodes turn them back into floats
+when it is opened: in WebAssembly MatMulNBits is far slower than products of floats. Of the logits that graph gives the
+last token's only, as ONNX Runtime's JavaScript has no inputs with a default.
 
 The graph is written node by node: tracing the network would need as much code to get these names and shapes right.
 
@@ -238,7 +238,7 @@ class _Graph:
 
     def dequantised(self, name: str) -> str:
         """The matrix `name`, (out, in), rounded to 8 bits in the file and floats once it is opened."""
-        size = self.quantise(name, HEAD_BITS)
+        self.quantise(name, HEAD_BITS)
         rows, columns = self.weights[f"{name}.weight"].shape
         rounded = self.op("Cast", f"{name}.rounded", to=1)  # (N, blocks, size)
         centred = self.op("Sub", rounded, self.constant(2 ** (HEAD_BITS - 1), np.float32))

@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -32,16 +33,16 @@ from slm.model.checkpoint import Checkpoint
 
 PACKAGE = "onnxruntime-web@1.30.0"
 ARCHIVE_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-PAGE = ("style.css", "page.js", "tokenizer.js", "local_model.js", "local_worker.js", "generator.js")
-# No request may leave for another place: the browser itself holds the page to it.
+RUNTIME = ("dist/ort.wasm.min.mjs", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm")
+PAGE = ("icon.svg", "style.css", "page.js", "tokenizer.js", "local_model.js", "local_worker.js", "generator.js")
+# The page loads nothing from another place and tells nothing to one: the browser itself holds it to that.
 POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'"
 TOLERANCE = 0.02  # nats a token
 
 
 def write(loaded: Checkpoint, path: Path, format: str) -> None:
     """Make the folder `path`. Raises UserError where ONNX Runtime's build is neither in the cache nor to be had."""
-    runtime = fetch_runtime(user_path(DataConfig().cache_dir))
+    runtime = from_npm(PACKAGE, ARCHIVE_SHA512, RUNTIME, user_path(DataConfig().cache_dir))
     path.mkdir()
     onnx.write(loaded, path / "best_model.onnx", format)
     _write_json(path / "tokenizer.json", tokenizer_json(loaded.tokenizer))
@@ -51,8 +52,8 @@ def write(loaded: Checkpoint, path: Path, format: str) -> None:
     files = resources.files("slm.server") / "static"
     for name in PAGE:
         (static / name).write_bytes((files / name).read_bytes())
-    for name in RUNTIME:
-        shutil.copyfile(runtime / name, static / name)
+    for file in RUNTIME:
+        shutil.copyfile(runtime / Path(file).name, static / Path(file).name)
     page = (files / "index.html").read_text(encoding="utf-8")
     head = '<meta name="model" content="server">'
     policy = f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n  <meta name="model" content="local">'
@@ -91,42 +92,40 @@ def about(loaded: Checkpoint) -> dict[str, object]:
     }
 
 
-def fetch_runtime(cache: Path) -> Path:
-    """The folder in `cache` that holds the files RUNTIME, got with npm where it does not yet.
+def from_npm(package: str, sha512: str, names: Sequence[str], cache: Path) -> Path:
+    """The folder in `cache` that holds files of an npm package, got with npm where it does not yet.
 
-    The archive is only unpacked when its SHA-512 is the one above. Raises UserError where npm is missing, offline, or
-    brings another archive.
+    package: name@version. sha512: of its archive, in base64, without which it is not unpacked. names: paths in it. Raises
+    UserError where npm is missing, offline, or brings another archive.
     """
-    folder = cache / PACKAGE.replace("@", "-")
-    if all((folder / name).is_file() for name in RUNTIME):
+    folder = cache / package.replace("@", "-")
+    files = {name: folder / Path(name).name for name in names}
+    if all(path.is_file() for path in files.values()):
         return folder
     npm = shutil.which("npm")
     if npm is None:
-        raise UserError(
-            f"the page needs {PACKAGE}, which npm brings, and npm is not installed: install Node.js, which has it"
-        )
+        raise UserError(f"{package} comes with npm, which is not installed: install Node.js, which has it")
     with tempfile.TemporaryDirectory() as temporary:
-        command = [npm, "pack", PACKAGE, "--silent", "--pack-destination", temporary]
+        command = [npm, "pack", package, "--silent", "--pack-destination", temporary]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=temporary)
-        except subprocess.TimeoutExpired as error:
-            raise UserError(f"npm could not get {PACKAGE} within 10 minutes: try again with a better network") from error
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=600, cwd=temporary)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise UserError(f"npm could not get {package} ({error}): try again with a better network") from error
         archives = list(Path(temporary).glob("*.tgz"))
         if done.returncode or len(archives) != 1:
             reason = " ".join(done.stderr.split())[:200] or "it brought no archive"
-            raise UserError(f"npm could not get {PACKAGE} ({reason}): try again with a network; it is kept then")
-        content = archives[0].read_bytes()
-        if base64.b64encode(hashlib.sha512(content).digest()).decode() != ARCHIVE_SHA512:
-            raise UserError(f"what npm brought as {PACKAGE} is not what was published: look at npm's registry setting")
+            raise UserError(f"npm could not get {package} ({reason}): try again with a network, once is enough")
+        if base64.b64encode(hashlib.sha512(archives[0].read_bytes()).digest()).decode() != sha512:
+            raise UserError(f"what npm brought is not {package} as it was published: look at npm's registry setting")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"cannot make {folder}: {error.strerror}") from error
         with tarfile.open(archives[0]) as archive:
-            for name in RUNTIME:
-                member = archive.extractfile(f"package/dist/{name}")
+            for name, path in files.items():
+                member = archive.extractfile(f"package/{name}")
                 assert member is not None
-                with replacing(folder / name) as file:
+                with replacing(path) as file:
                     shutil.copyfileobj(member, file)
     return folder
 

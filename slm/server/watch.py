@@ -46,14 +46,17 @@ def main(config: WatchConfig) -> None:
 def make_app(run_dir: Path) -> FastAPI:
     """The page alone, without a model."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.include_router(router(run_dir))
+    app.include_router(router(run_dir, alone=True))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_api_route("/", lambda: RedirectResponse("watch"), include_in_schema=False)
     return app
 
 
-def router(run_dir: Path) -> APIRouter:
-    """`GET /watch`, the page, and `GET /watch/runs`, what it shows of the runs in `run_dir` and up to two below it."""
+def router(run_dir: Path, alone: bool = False) -> APIRouter:
+    """`GET /watch`, the page, and `GET /watch/runs`, what it shows of the runs in `run_dir` and up to two below it.
+
+    alone: there is no writing page to link to.
+    """
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/watch")
@@ -67,7 +70,7 @@ def router(run_dir: Path) -> APIRouter:
         headers = {"ETag": f'"{hashlib.sha256(state.encode()).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return JSONResponse({"runs": read_runs(run_dir)}, headers=headers)
+        return JSONResponse({"runs": read_runs(run_dir), "alone": alone}, headers=headers)
 
     return routes
 
@@ -132,7 +135,7 @@ def _samples(path: Path) -> list[dict[str, Any]]:
     for line in itertools.islice(_lines(path), 10_000):
         try:
             sample = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(sample, dict) and _number(sample.get("step")) is not None and isinstance(sample.get("text"), str):
             samples.append(
