@@ -26,6 +26,7 @@ from slm.config import (
     FindRateConfig,
     GenerateConfig,
     ImportConfig,
+    ServeConfig,
     TrainConfig,
     WatchConfig,
     build,
@@ -44,6 +45,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "train": (TrainConfig, "slm.training.trainer"),
     "find-lr": (FindRateConfig, "slm.training.find_rate"),
     "generate": (GenerateConfig, "slm.inference.terminal"),
+    "serve": (ServeConfig, "slm.server.app"),
     "evaluate": (EvaluateConfig, "slm.training.evaluation"),
     "watch": (WatchConfig, "slm.server.watch"),
     "export": (ExportConfig, "slm.export.command"),
@@ -179,7 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "slm":
             raise
-        mend = "python -m pip install -r requirements.txt"
+        serving = error.name in ("fastapi", "uvicorn", "prometheus_client")
+        mend = f"python -m pip install {'fastapi uvicorn prometheus-client' if serving else '-r requirements.txt'}"
         print(f"error: the Python package {error.name!r} is not installed: {mend}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:

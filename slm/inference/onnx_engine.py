@@ -39,6 +39,8 @@ def describe(tokenizer: Tokenizer, context_length: int, facts: Mapping[str, Any]
 class OnnxEngine:
     """A graph as slm/export/onnx.py writes it. tokenizer, facts, context_length: what its metadata say.
 
+    parameters: as PyTorch counts those of a model with biases, which the graph always has.
+
     threads: cores to compute on; default: what is fast for one sequence. Raises UserError where the file is none,
     damaged or another model.
     """
@@ -94,6 +96,8 @@ class OnnxEngine:
             raise ValueError(f"a context of {self.context_length} tokens")
         _, heads, _, width = inputs[self._past[0]]
         self._heads, self._width = int(heads), int(width)
+        C, layers = self._heads * self._width, len(self._past) // 2
+        self.parameters = (vocab_size + self.context_length + 2) * C + layers * (12 * C * C + 13 * C)  # of a GPT-2
         optional = {each.name for each in session.get_overridable_initializers()}
         self._last_only = {"logits_to_keep": np.ones(1, dtype=np.int64)} if "logits_to_keep" in optional else {}
         self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._past)]

@@ -36,9 +36,7 @@ def candidates(logits: Logits, how: Sampling) -> tuple[npt.NDArray[np.intp], npt
     scaled = (logits - logits.max()) / np.float32(how.temperature)
     chosen = np.arange(len(logits))
     if 0 < how.top_k < len(logits):
-        least = np.partition(scaled, -how.top_k)[-how.top_k]  # what the k-th likeliest has
-        above, equal = np.flatnonzero(scaled > least), np.flatnonzero(scaled == least)
-        chosen = np.sort(np.concatenate([above, equal])[: how.top_k])
+        chosen = likeliest(scaled, how.top_k)
     p = np.exp(scaled[chosen])
     if how.top_p < 1:
         p /= p.sum(dtype=np.float64)
@@ -52,6 +50,17 @@ def candidates(logits: Logits, how: Sampling) -> tuple[npt.NDArray[np.intp], npt
         likely = np.flatnonzero(p >= how.min_p * p.max())
         chosen, p = chosen[likely], p[likely]
     return chosen, p / p.sum(dtype=np.float64)
+
+
+def likeliest(logits: Logits, k: int) -> npt.NDArray[np.intp]:
+    """The k likeliest tokens, of equal ones those with lower ids, in the order of their ids; logits (V,)."""
+    if k >= len(logits):
+        return np.arange(len(logits))
+    if not k:
+        return np.arange(0)
+    least = np.partition(logits, -k)[-k]  # what the k-th likeliest has
+    above, equal = np.flatnonzero(logits > least), np.flatnonzero(logits == least)
+    return np.sort(np.concatenate([above, equal])[:k])
 
 
 def penalise(logits: Logits, seen: npt.NDArray[np.bool_], penalty: float) -> Logits:

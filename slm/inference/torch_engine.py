@@ -20,6 +20,7 @@ class TorchEngine:
     def __init__(self, model: GPT):
         self.model = model.eval()
         self.context_length = model.config.context_length
+        self.parameters = sum(weight.numel() for weight in model.parameters())
         self._cache = model.new_cache(0)
 
     @torch.inference_mode()
@@ -50,6 +51,12 @@ class TorchEngine:
             self._cache = self.model.new_cache(0)
         else:
             self._cache.keep(rows)
+
+    @torch.inference_mode()
+    def all_logits(self, ids: Ids) -> Logits:
+        """The logits of each next token of whole sequences: ids (B, T) -> (B, T, V). The batch stays as it is."""
+        result: Logits = self.model(self._on_device(ids)).float().cpu().numpy()
+        return result
 
     def _on_device(self, ids: Ids) -> Tensor:
         return torch.from_numpy(ids).to(self.model.token_embedding.weight.device)

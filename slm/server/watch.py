@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from slm.config import WatchConfig
@@ -61,7 +61,8 @@ def router(run_dir: Path, alone: bool = False) -> APIRouter:
 
     @routes.get("/watch")
     def page() -> Response:
-        return FileResponse(STATIC / "watch.html", headers=HEADERS)
+        content = (STATIC / "watch.html").read_text(encoding="utf-8")
+        return HTMLResponse(content if alone else content.replace("<nav hidden", "<nav"), headers=HEADERS)
 
     @routes.get("/watch/runs")
     def runs(request: Request) -> Response:
@@ -70,7 +71,7 @@ def router(run_dir: Path, alone: bool = False) -> APIRouter:
         headers = {"ETag": f'"{hashlib.sha256(state.encode()).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return JSONResponse({"runs": read_runs(run_dir), "alone": alone}, headers=headers)
+        return JSONResponse({"runs": read_runs(run_dir)}, headers=headers)
 
     return routes
 

@@ -13,8 +13,8 @@ export function open() {
   });
 }
 
-/** Yields the tokens after `prompt` and `ids`; returns why it ended: "stop", "length" or "stopped". */
-export async function* write({ signal, ...how }) {
+/** Yields the tokens after `prompt` and `tokens`; returns why it ended: "stop", "length" or "stopped". */
+export async function* write({ signal, tokens, ...how }) {
   const messages = [];
   let wake = () => {};
   receive = (message) => {
@@ -22,7 +22,7 @@ export async function* write({ signal, ...how }) {
     wake();
   };
   signal.addEventListener("abort", () => worker.postMessage({ ask: "stop" }));
-  worker.postMessage({ ask: "write", ...how });
+  worker.postMessage({ ask: "write", ids: tokens.map(({ id }) => id), ...how });
   for (;;) {
     if (!messages.length) await new Promise((resolve) => (wake = resolve));
     const { token, done, error } = messages.shift();

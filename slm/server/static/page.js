@@ -37,7 +37,7 @@ async function run(signal) {
   try {
     const tokens = model.write({
       prompt: story.prompt,
-      ids: story.tokens.map((token) => token.id),
+      tokens: story.tokens,
       maxTokens: Number($("length").value),
       temperature: Number($("temperature").value),
       topP: Number($("top-p").value),
@@ -365,7 +365,6 @@ function describe({ parameters, context_length, vocab_size, tokenizer, facts = {
   $("summary").textContent = `A GPT of ${size} parameters that continues what you begin.`;
 }
 
-$("pages").hidden = kind !== "server";
 $("local").hidden = kind !== "local";
 try {
   describe(await model.open());

@@ -1,5 +1,7 @@
 // The learning page: curves of one run or several, laid over one another, and the story at each evaluation.
 
+import { request } from "./server_model.js";
+
 const EVERY = 2000; // milliseconds between two looks
 const CHARTS = [
   // title, unit for people, [column, factor, dashed]
@@ -190,21 +192,17 @@ function show() {
 async function look() {
   if (document.hidden && latest) return;
   try {
-    const response = await fetch("watch/runs");
-    if (!response.ok) throw new Error(response.statusText);
-    const answer = await response.text();
+    const answer = await (await request("watch/runs")).text();
     if (answer !== latest) {
       latest = answer;
-      const content = JSON.parse(answer);
-      runs = content.runs.filter((run) => run.rows.length || run.samples.length);
-      $("pages").hidden = content.alone;
+      runs = JSON.parse(answer).runs.filter((run) => run.rows.length || run.samples.length);
       show();
     }
     const step = Math.max(0, ...runs.flatMap((run) => run.rows.map((row) => row.step)));
     const said = runs.length ? `${runs.length} run${runs.length === 1 ? "" : "s"}, the latest at step ${step.toLocaleString("en")}.` : "No run yet.";
     if ($("status").textContent !== said) $("status").textContent = said;
-  } catch {
-    $("status").textContent = "The server does not answer; trying again.";
+  } catch (error) {
+    $("status").textContent = `${error.message} Trying again.`;
   }
 }
 
