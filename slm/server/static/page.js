@@ -18,11 +18,10 @@ let writing = null; // {controller, finished} while a story grows
 
 /** Write on after the story's tokens, after whatever is being written has stopped. */
 async function grow() {
-  await stop();
+  while (writing) await stop();
   hideAlternatives();
-  const controller = new AbortController();
-  writing = { controller, finished: run(controller.signal) };
-  await writing.finished;
+  writing = { controller: new AbortController() };
+  await (writing.finished = run(writing.controller.signal));
   writing = null;
   show();
 }
@@ -132,7 +131,7 @@ function plain(span) {
 
 /** Buttons and notes as the state has them. */
 function show() {
-  const busy = story.end === "" && writing !== null;
+  const busy = writing !== null;
   $("write").hidden = busy;
   $("stop").hidden = !busy;
   $("text").classList.toggle("writing", busy);
