@@ -199,7 +199,7 @@ class Generator:
 
 def explained(token: int, logits: Logits, alternatives: int) -> Token:
     """`token` with its probability among logits (V,), and the likeliest tokens with theirs."""
-    logprobs = log_probabilities(logits)
     best = likeliest(logits, alternatives)
     best = best[np.argsort(-logits[best], kind="stable")]
-    return Token(token, float(logprobs[token]), tuple((int(i), float(logprobs[i])) for i in best))
+    logprob, *others = log_probabilities(logits, [token, *best.tolist()])
+    return Token(token, logprob, tuple(zip(best.tolist(), others, strict=True)))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -66,7 +67,10 @@ class OnnxEngine:
             raise
         except Exception as error:
             raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
-        self._cache = self._empty(0)
+        # Of each sequence the cache that it is in, and its row there. `keep` and `prefill` move no memory: what comes
+        # from several caches, or is not all of one, is put together once, when the next token is read.
+        self._batch: list[tuple[_Cache, int]] = []
+        self._room = [np.empty(0, dtype=np.float32) for _ in self._past]  # to put it together in, used again and again
 
     def _read_description(self) -> None:
         """What inputs, outputs and metadata say. Raises UserError, or whatever else damage leads to."""
@@ -108,33 +112,28 @@ class OnnxEngine:
         Those of a length are read together.
         """
         lengths = np.array([len(prompt) for prompt in prompts])
-        old, old_rows = self._cache, len(self._cache.lengths)
-        caches, logits, order = [old] if old_rows else [], [], []
+        logits: list[Logits] = []
+        order: list[int] = []
+        new: list[tuple[_Cache, int]] = []
         for length in np.unique(lengths):
-            rows = np.flatnonzero(lengths == length)
-            self._cache = self._empty(len(rows))
-            logits.append(self._read(np.stack([prompts[row] for row in rows.tolist()])))
-            caches.append(self._cache)
-            order.extend(rows.tolist())
-        self._cache = _joined(caches)
-        if len(logits) == 1:
-            return logits[0]
-        places = np.argsort(order)
-        self.keep([*range(old_rows), *(old_rows + places)])
-        return np.concatenate(logits)[places]
+            rows = np.flatnonzero(lengths == length).tolist()
+            read, cache = self._run(np.stack([prompts[row] for row in rows]), self._empty(len(rows)), self._last_only)
+            logits.append(read[:, -1])
+            order += rows
+            new += [(cache, row) for row in range(len(rows))]
+        places = np.argsort(order).tolist()
+        self._batch += [new[place] for place in places]
+        return logits[0] if len(logits) == 1 else np.concatenate(logits)[places]
 
     def decode(self, ids: Ids) -> Logits:
         """Read one more token of each sequence, ids (B,): the next logits, (B, V)."""
-        return self._read(ids[:, None])
+        logits, cache = self._run(ids[:, None], self._gathered(), self._last_only)
+        self._batch = [(cache, row) for row in range(len(ids))]
+        return logits[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Make the batch of the sequences in these places, in this order."""
-        if not len(rows):
-            self._cache = self._empty(0)
-            return
-        lengths = self._cache.lengths[list(rows)]
-        values = [value.numpy()[list(rows), :, -lengths.max() :] for value in self._cache.values]
-        self._cache = _Cache(lengths, [OrtValue.ortvalue_from_numpy(value) for value in values])
+        self._batch = [self._batch[row] for row in rows]
 
     def all_logits(self, ids: Ids) -> Logits:
         """The logits of each next token of whole sequences: ids (B, T) -> (B, T, V). The batch stays as it is."""
@@ -153,10 +152,26 @@ class OnnxEngine:
             correct += int((logits.argmax(axis=1) == right[:, 0]).sum())
         return nats, correct
 
-    def _read(self, ids: Ids) -> Logits:
-        """Read ids (B, T) behind the batch's sequences: the last ones' logits, (B, V)."""
-        logits, self._cache = self._run(ids, self._cache, self._last_only)
-        return logits[:, -1]
+    def _gathered(self) -> _Cache:
+        """One cache of the batch's sequences."""
+        first = self._batch[0][0]
+        if len(self._batch) == len(first.lengths) and self._batch == [(first, row) for row in range(len(self._batch))]:
+            return first
+        lengths = np.array([cache.lengths[row] for cache, row in self._batch])
+        longest = int(lengths.max())
+        shape = (len(lengths), self._heads, longest, self._width)
+        values = []
+        for layer, room in enumerate(self._room):
+            if room.size < math.prod(shape):
+                room = self._room[layer] = np.empty(math.prod(shape), dtype=np.float32)
+            whole = room[: math.prod(shape)].reshape(shape)
+            arrays = {id(cache): cache.values[layer].numpy() for cache, _ in self._batch}
+            for place, (cache, row) in enumerate(self._batch):
+                length = lengths[place]
+                whole[place, :, : longest - length] = 0
+                whole[place, :, longest - length :] = arrays[id(cache)][row, :, cache.longest - length :]
+            values.append(OrtValue.ortvalue_from_numpy(whole))
+        return _Cache(lengths, values)
 
     def _run(self, ids: Ids, cache: _Cache, options: Mapping[str, Ids]) -> tuple[Logits, _Cache]:
         T = ids.shape[1]
@@ -186,23 +201,6 @@ class _Cache:
     def __init__(self, lengths: Ids, values: list[OrtValue]):
         self.lengths, self.values = lengths, values
         self.longest = int(lengths.max(initial=0))  # P
-
-
-def _joined(caches: Sequence[_Cache]) -> _Cache:
-    """The sequences of all `caches` as one batch."""
-    if len(caches) == 1:
-        return caches[0]
-    longest = max(cache.longest for cache in caches)
-
-    def padded(value: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return np.pad(value, ((0, 0), (0, 0), (longest - value.shape[2], 0), (0, 0)))
-
-    values = [
-        np.concatenate([padded(value.numpy()) for value in same])
-        for same in zip(*(cache.values for cache in caches), strict=True)
-    ]
-    lengths = np.concatenate([cache.lengths for cache in caches])
-    return _Cache(lengths, [OrtValue.ortvalue_from_numpy(value) for value in values])
 
 
 def _first_line(error: Exception) -> str:
