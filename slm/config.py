@@ -349,13 +349,13 @@ class WatchConfig:
     """Show runs as they learn, in a browser: curves, and the story at each evaluation."""
 
     run_dir: str = flag(".", "folder of a run, or one with several runs below it")
-    host: str = flag("127.0.0.1", "address to listen on; 0.0.0.0: reachable from other machines")
-    port: int = flag(8001, "port to listen on")
+    host: str = flag("127.0.0.1", "address to listen on; 127.0.0.1 is reached from this machine only")
+    port: int = flag(8001, "port to listen on; 0: any that is free")
 
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
-        if not 0 < self.port < 65_536:
-            yield f"--port must be from 1 to 65535, not {self.port}"
+        if not 0 <= self.port < 65_536:
+            yield f"--port must be from 0 to 65,535, not {self.port}"
 
 
 @dataclass(frozen=True)

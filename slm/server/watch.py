@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,18 @@ def main(config: WatchConfig) -> None:
     run_dir = user_path(config.run_dir)
     if not run_dir.is_dir():
         raise UserError(f"no folder {run_dir}: give that of a run, or one with several runs below it, as --run_dir")
-    print(f"watching {run_dir}: open http://{config.host}:{config.port}/watch (Ctrl-C ends)")
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        uvicorn.run(make_app(run_dir), host=config.host, port=config.port, log_level="warning")
-    except SystemExit as error:  # uvicorn's way to say that it could not start
-        raise UserError(f"cannot listen on {config.host}:{config.port}: take another --port") from error
+        listening = socket.create_server((config.host, config.port), family=family)
+    except (OSError, UnicodeError) as error:
+        reason = str(getattr(error, "strerror", None) or error).split(" (")[0]
+        raise UserError(
+            f"cannot listen on {config.host}:{config.port}: {reason}; choose with --host and --port"
+        ) from error
+    host, port = listening.getsockname()[:2]
+    print(f"watching {run_dir}: look at http://{f'[{host}]' if ':' in host else host}:{port}/watch; Ctrl-C ends")
+    server = uvicorn.Server(uvicorn.Config(make_app(run_dir), log_level="warning", access_log=False))
+    server.run(sockets=[listening])
 
 
 def make_app(run_dir: Path) -> FastAPI:

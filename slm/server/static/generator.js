@@ -72,9 +72,18 @@ export function choose(logits, temperature, topP, random) {
   for (let i = 0; i < p.length; i++) sum += p[i] = Math.exp((logits[i] - logits[top]) / temperature);
   let chosen = p.keys();
   if (topP < 1) {
-    // Tokens this unlikely add up to at most 1 - topP, so the nucleus needs none of them: less to sort.
-    const least = ((1 - topP) / p.length) * sum;
-    const likely = Array.from(p.keys()).filter((i) => p[i] >= least).sort((a, b) => p[b] - p[a] || a - b);
+    // Only tokens as likely as need be, which are few, are sorted.
+    let likely;
+    let mass = 0;
+    for (let least = p[top]; mass < topP * sum && likely?.length !== p.length; least /= 8) {
+      likely = [];
+      mass = 0;
+      for (let i = 0; i < p.length; i++) if (p[i] >= least) {
+        likely.push(i);
+        mass += p[i];
+      }
+    }
+    likely.sort((a, b) => p[b] - p[a] || a - b);
     let kept = 0;
     let together = 0;
     while (kept < likely.length && together < topP * sum) together += p[likely[kept++]];

@@ -29,6 +29,7 @@ async function grow() {
 async function run(signal) {
   story.end = "";
   render();
+  if (story.visit !== undefined) visit(story.visit);
   $("problem").textContent = "";
   $("status").textContent = "Writing …";
   const began = performance.now();
@@ -87,6 +88,7 @@ function branch(at, other) {
     return show();
   }
   story.tokens.push({ ...other, top });
+  story.visit = at;
   return grow();
 }
 
@@ -114,6 +116,14 @@ function append(at) {
   span.className = `token level${LEVELS.filter((limit) => Math.exp(token.logprob) >= limit).length}`;
   $("text").append(span);
   if ($("think").checked) explain(span);
+}
+
+/** Put the focus on the token `at`, which was chosen. */
+function visit(at) {
+  story.visit = undefined;
+  for (const span of $("text").querySelectorAll(".token")) span.tabIndex = Number(span.dataset.at) === at ? 0 : -1;
+  $("text").querySelector(`[data-at="${at}"]`).focus();
+  hideAlternatives();
 }
 
 /** Make a token something to visit: with its chance as its name, reached by the arrow keys. */
