@@ -8,6 +8,7 @@ import threading
 import pytest
 
 import slm
+from slm.cli import main
 from slm.config import GenerateConfig
 from slm.errors import UserError
 from slm.export import web
@@ -71,6 +72,12 @@ def test_the_folder_holds_what_a_browser_needs(site):
     assert "http://" not in page
     assert "https://" not in page
     assert {path.name for path in (site / "static").iterdir()} >= {"page.js", "ort-wasm-simd-threaded.wasm"}
+
+
+def test_its_file_writes_in_python_too_but_does_not_measure(site, capsys):
+    assert slm.load(site).generate("Once upon a time", max_length=3, temperature=0)
+    assert main(["evaluate", "--model_path", str(site), "--text", "Once upon a time"]) == 2
+    assert "is for a browser, and only writes" in capsys.readouterr().err
 
 
 def test_the_file_is_as_small_as_with_8_bits(site):

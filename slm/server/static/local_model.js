@@ -5,10 +5,14 @@ let receive = () => {};
 worker.onmessage = ({ data }) => receive(data);
 worker.onerror = (event) => receive({ error: event.message || "this browser cannot start the model" });
 
-/** What the model is, as an entry of `GET /v1/models`. */
-export function open() {
+/** What the model is, as an entry of `GET /v1/models`; `progress` is told how much of it is loaded, from 0 to 1. */
+export function open(progress) {
   return new Promise((resolve, reject) => {
-    receive = ({ about, error }) => (error ? reject(new Error(error)) : resolve(about));
+    receive = ({ loaded, about, error }) => {
+      if (loaded !== undefined) progress(loaded);
+      else if (error) reject(new Error(error));
+      else resolve(about);
+    };
     worker.postMessage({ ask: "open", folder: new URL("./", document.baseURI).href });
   });
 }

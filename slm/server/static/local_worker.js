@@ -1,7 +1,7 @@
 // The model on the visitor's device, in a worker so that the page stays responsive.
 //
 // in:  {ask: "open", folder}, {ask: "write", prompt, ids, maxTokens, temperature, topP, seed}, {ask: "stop"}
-// out: {about}, {token}, {done: "stop" | "length" | "stopped"}, {error}
+// out: {loaded: from 0 to 1}, {about}, {token}, {done: "stop" | "length" | "stopped"}, {error}
 
 import * as ort from "./ort.wasm.min.mjs";
 import { Engine, generate } from "./generator.js";
@@ -38,12 +38,26 @@ async function open(folder) {
   const [config, description, model] = await Promise.all([
     get("config.json").then((response) => response.json()),
     get("tokenizer.json").then((response) => response.json()),
-    get("best_model.onnx").then((response) => response.arrayBuffer()),
+    get("best_model.onnx").then(whole),
   ]);
   about = config;
   tokenizer = new Tokenizer(description);
   engine = new Engine(ort, await ort.InferenceSession.create(model, { executionProviders: ["wasm"], logSeverityLevel: 3 }), config);
   postMessage({ about });
+}
+
+/** The bytes of a response, telling how many of them are there. */
+async function whole(response) {
+  const size = Number(response.headers.get("Content-Length")); // of what is sent, which may be compressed
+  const parts = [];
+  let count = 0;
+  for (const reader = response.body.getReader(); ; ) {
+    const { value, done } = await reader.read();
+    if (done) return new Blob(parts).arrayBuffer();
+    parts.push(value);
+    count += value.length;
+    if (size) postMessage({ loaded: Math.min(1, count / size) });
+  }
 }
 
 async function write({ prompt, ids, ...how }, wanted) {

@@ -121,18 +121,22 @@ function append(at) {
 /** Put the focus on the token `at`, which was chosen. */
 function visit(at) {
   story.visit = undefined;
-  for (const span of $("text").querySelectorAll(".token")) span.tabIndex = Number(span.dataset.at) === at ? 0 : -1;
-  $("text").querySelector(`[data-at="${at}"]`).focus();
+  const span = $("text").querySelector(`[data-at="${at}"]`);
+  const first = $("text").querySelector('[tabindex="0"]');
+  if (first) first.tabIndex = -1;
+  span.tabIndex = 0;
+  span.focus();
   hideAlternatives();
 }
 
 /** Make a token something to visit: with its chance as its name, reached by the arrow keys. */
 function explain(span) {
+  if (span.textContent === "") return;
   const token = story.tokens[span.dataset.at];
   span.setAttribute("role", "button");
   span.setAttribute("aria-haspopup", "menu");
   span.setAttribute("aria-label", `${spoken(token)}, ${percent(token)}`);
-  span.tabIndex = span.dataset.at === "0" ? 0 : -1; // the first one is reached with Tab, the others from there
+  span.tabIndex = $("text").querySelector('[tabindex="0"]') ? -1 : 0; // Tab reaches the first one, arrows the others
 }
 
 function plain(span) {
@@ -230,7 +234,7 @@ const hideSoon = () => {
   hiding = setTimeout(hideAlternatives, 250);
 };
 
-const tokenAt = (event) => ($("think").checked ? event.target.closest?.(".token") : null);
+const tokenAt = (event) => event.target.closest?.("#text [role=button]");
 
 function moveFocus(items, from, key) {
   const steps = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1, Home: -from, End: items.length - 1 - from };
@@ -257,7 +261,7 @@ $("text").addEventListener("click", (event) => {
 $("text").addEventListener("keydown", (event) => {
   const span = tokenAt(event);
   if (!span) return;
-  const spans = [...$("text").querySelectorAll(".token")].filter((each) => each.textContent !== "");
+  const spans = [...$("text").querySelectorAll("[role=button]")];
   const to = moveFocus(spans, spans.indexOf(span), event.key);
   if (to) {
     span.tabIndex = -1;
@@ -376,7 +380,7 @@ function describe({ parameters, context_length, vocab_size, tokenizer, facts = {
 
 $("local").hidden = kind !== "local";
 try {
-  describe(await model.open());
+  describe(await model.open((share) => ($("summary").textContent = `Loading the model: ${Math.round(100 * share)} %`)));
   $("write").disabled = false;
 } catch (error) {
   $("summary").textContent = "The model could not be opened.";

@@ -1,6 +1,7 @@
 // The model behind the server that this page came from; the same functions as local_model.js.
 
 let id; // the model's name
+let asks = true; // for a key
 
 /** What the model is: an entry of `GET /v1/models`. */
 export async function open() {
@@ -60,12 +61,13 @@ export async function request(url, options = {}) {
     throw error.name === "AbortError" ? error : new Error("The server does not answer.");
   });
   if (response.ok) return response;
-  if (response.status === 401) {
+  if (response.status === 401 && asks) {
     const given = window.prompt(key ? "That is not the server's key. The key:" : "This server asks for a key:");
     if (given) {
       sessionStorage.setItem("key", given);
       return request(url, options);
     }
+    asks = false;
   }
   const { error } = await response.json().catch(() => ({}));
   const message = error?.message ?? `The server answers ${response.status} ${response.statusText}.`;
