@@ -224,6 +224,45 @@ def test_on_paper_there_is_the_story_alone(open_page, address):
     )
 
 
+def test_a_prompt_longer_than_the_context_can_be_gone_on_from(browser, slow_address):
+    page = browser.new_page()  # whose console may tell that the server does not give the ids of such a prompt
+    page.goto(slow_address)
+    settle(page, length=4)
+    page.fill("#prompt", "There was a little girl named Mia. " * 20)
+    page.click("#write")
+    until(page, "!document.getElementById('after').hidden")
+    page.click("#continue")
+    until(page, "document.querySelectorAll('.token').length === 8 && !document.getElementById('after').hidden")
+    assert page.inner_text("#problem") == ""
+    page.close()
+
+
+def test_a_server_with_a_run_shows_the_way_to_it(open_page, trained, tmp_path):
+    app = pytest.importorskip("slm.server.app", reason="the server's packages are not installed")
+    (tmp_path / "metrics.csv").write_text("step,val_loss\n0,5\n10,4\n")
+    with serving(app.make_app(slm.load(trained), ServeConfig(run_dir=str(tmp_path)))) as address:
+        page = open_page(address)
+        page.get_by_role("link", name="Watch it learn").click()
+        page.wait_for_selector("#charts figure:not([hidden])")
+        assert page.url == f"{address}/watch"
+        page.get_by_role("link", name="Write").click()
+        page.wait_for_selector("#write:enabled")
+
+
+def test_the_key_is_asked_for_once(browser, trained, tmp_path):
+    app = pytest.importorskip("slm.server.app", reason="the server's packages are not installed")
+    with serving(app.make_app(slm.load(trained), ServeConfig(api_key="secret", run_dir=str(tmp_path)))) as address:
+        page = browser.new_page()  # whose console may tell of the refusals
+        answers = ["wrong", "secret"]
+        page.on("dialog", lambda dialog: dialog.accept(answers.pop(0)))
+        page.goto(address)
+        write(page)
+        page.goto(f"{address}/watch")
+        until(page, "document.getElementById('status').textContent === 'No run yet.'")
+        assert answers == []
+        page.close()
+
+
 def test_what_the_server_refuses_is_said(open_page, address, browser):
     page = browser.new_page()  # whose console may tell of the refusal
     page.goto(address)

@@ -214,10 +214,10 @@ function showAlternatives(span) {
   );
   const panel = $("alternatives");
   panel.hidden = false;
-  // Below the token's first line, and inside the page.
+  // Below the token's first line, and inside the column.
   const box = span.getClientRects()[0] ?? span.getBoundingClientRect();
   const around = $("story").getBoundingClientRect();
-  const room = document.documentElement.clientWidth - around.left - panel.offsetWidth - 8;
+  const room = around.width - panel.offsetWidth;
   panel.style.left = `${Math.max(0, Math.min(box.left - around.left, room))}px`;
   panel.style.top = `${box.bottom - around.top + 4}px`;
 }
