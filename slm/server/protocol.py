@@ -335,4 +335,7 @@ def explain_problem(problem: dict[str, Any]) -> Refused:
 
 def sent(data: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n".encode()
+    return f"data: {_compact(data)}\n\n".encode()
+
+
+_compact = json.JSONEncoder(separators=(",", ":")).encode
