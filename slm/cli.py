@@ -28,6 +28,7 @@ from slm.config import (
     ImportConfig,
     ServeConfig,
     TrainConfig,
+    WatchConfig,
     build,
     expected,
     flags,
@@ -46,6 +47,7 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "generate": (GenerateConfig, "slm.inference.terminal"),
     "serve": (ServeConfig, "slm.server.app"),
     "evaluate": (EvaluateConfig, "slm.training.evaluation"),
+    "watch": (WatchConfig, "slm.server.watch"),
     "export": (ExportConfig, "slm.export.command"),
     "import": (ImportConfig, "slm.model.pretrained"),
 }
@@ -167,6 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if asked else 2
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
+    if command == "watch" and rest and not rest[0].startswith("-"):  # the one command that is of a folder and no more
+        rest = ["--run_dir", *rest]
     try:
         config = read_flags(command, rest)
         return importlib.import_module(COMMANDS[command][1]).main(config) or 0

@@ -40,6 +40,7 @@ EXPORT_FORMATS: Mapping[str, tuple[str, str]] = {
     "gguf-q8_0": ("gguf", ".q8_0.gguf"),
     "ctranslate2": ("ctranslate2", "-ctranslate2"),
     "ctranslate2-int8": ("ctranslate2", "-ctranslate2-int8"),
+    "web": ("web", "-web"),
 }
 
 
@@ -344,6 +345,20 @@ class ExportConfig:
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
         yield from format_problems("format", self.format)
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Show runs as they learn, in a browser: curves, and the story at each evaluation."""
+
+    run_dir: str = flag(".", "folder of a run, or one with several runs below it")
+    host: str = flag("127.0.0.1", "address to listen on; 127.0.0.1 is reached from this machine only")
+    port: int = flag(8001, "port to listen on; 0: any that is free")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        if not 0 <= self.port < 65_536:
+            yield f"--port must be from 0 to 65,535, not {self.port}"
 
 
 @dataclass(frozen=True)

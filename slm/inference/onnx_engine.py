@@ -166,8 +166,13 @@ class OnnxEngine:
         self._batch = [self._batch[row] for row in rows]
 
     def all_logits(self, ids: Ids) -> Logits:
-        """The logits of each next token of whole sequences: ids (B, T) -> (B, T, V). The batch stays as it is."""
+        """The logits of each next token of whole sequences: ids (B, T) -> (B, T, V). The batch stays as it is.
+
+        Raises UserError where the file tells those of the last token only, as one for browsers does.
+        """
         logits, _ = self._run(ids, self._empty(len(ids)), {})
+        if logits.shape[1] != ids.shape[1]:
+            raise UserError(f"{self._path} is for a browser, and only writes: take the model it was exported from")
         return logits
 
     def loss(self, ids: Ids, targets: Ids) -> tuple[float, int]:

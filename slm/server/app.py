@@ -24,7 +24,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import Counter, Gauge, Histogram
 from starlette.exceptions import HTTPException
@@ -146,7 +146,7 @@ class Gate:
             await self.app(scope, self._bounded(receive), answer)
 
     def _refused(self, path: str, headers: dict[bytes, bytes]) -> Refused | None:
-        is_open = path == "/" or path.startswith(OPEN)
+        is_open = path in ("/", "/watch") or path.startswith(OPEN)
         if self._key and not is_open and not hmac.compare_digest(headers.get(b"authorization", b""), self._key):
             return Refused(
                 401, "Incorrect API key provided: send it as Authorization: Bearer KEY.", code="invalid_api_key"
@@ -324,7 +324,9 @@ def make_app(model: TextModel, config: ServeConfig) -> FastAPI:
 
         @app.get("/", include_in_schema=False)
         async def page() -> Response:
-            return FileResponse(STATIC / "index.html")
+            # The link to the learning page is shown where there is one.
+            page = (STATIC / "index.html").read_text(encoding="utf-8")
+            return HTMLResponse(page if config.run_dir is None else page.replace("<nav hidden", "<nav"))
 
     return app
 

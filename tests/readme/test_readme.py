@@ -85,7 +85,7 @@ def examples():
 def exported(trained, tmp_path_factory):
     """A folder with a model in all formats."""
     base = tmp_path_factory.mktemp("exported") / "best_model"
-    for format in EXPORT_FORMATS:
+    for format in EXPORT_FORMATS.keys() - {"web"}:  # for which npm must be there
         export(checkpoint.load(trained), format, base)
     return base.parent
 
