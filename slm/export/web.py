@@ -71,10 +71,10 @@ def check(loaded: Checkpoint, path: Path, format: str) -> str:
     expected = expected_logits(loaded, ids)  # (B, T, V)
     rows = np.arange(len(ids))
     lengths = np.maximum(1, ids.shape[1] - 1 - rows)
-    actual = [engine.prefill([row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)])]
+    actual = [np.stack(engine.prefill([row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]))]
     wanted = [expected[rows, lengths - 1]]
     if ids.shape[1] > 1:
-        actual.append(engine.decode(ids[rows, lengths]))
+        actual.append(np.stack(engine.decode(ids[rows, lengths])))
         wanted.append(expected[rows, lengths])
     return compare_distributions(np.concatenate(actual), np.concatenate(wanted), TOLERANCE)
 
