@@ -27,7 +27,7 @@ from slm.config import DataConfig
 from slm.errors import UserError
 from slm.export import onnx
 from slm.export.huggingface import tokenizer_json
-from slm.export.parts import Array, compare_distributions, expected_logits, random_ids
+from slm.export.parts import compare_distributions, expected_logits, random_ids
 from slm.files import replacing, user_path
 from slm.model.checkpoint import Checkpoint
 
@@ -71,9 +71,7 @@ def check(loaded: Checkpoint, path: Path, format: str) -> str:
     expected = expected_logits(loaded, ids)  # (B, T, V)
     rows = np.arange(len(ids))
     lengths = np.maximum(1, ids.shape[1] - 1 - rows)
-    actual: list[Array] = [
-        np.stack(engine.prefill([row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]))
-    ]
+    actual = [engine.prefill([row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)])]
     wanted = [expected[rows, lengths - 1]]
     if ids.shape[1] > 1:
         actual.append(np.stack(engine.decode(ids[rows, lengths])))
