@@ -78,7 +78,7 @@ def check(loaded: Checkpoint, path: Path, format: str) -> str:
     )
     if ids.shape[1] > 1:
         rows = np.arange(len(ids))
-        actual.append(engine.decode(ids[rows, lengths]))
+        actual.append(np.stack(engine.decode(ids[rows, lengths])))
         wanted.append(expected[rows, lengths])
     if BITS[format] in TOLERANCE:
         return compare_distributions(np.concatenate(actual), np.concatenate(wanted), TOLERANCE[BITS[format]])

@@ -8,7 +8,6 @@ Legend: B sequences in the engine's batch, V vocabulary.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -34,8 +33,8 @@ class Engine(Protocol):
     def prefill(self, prompts: Sequence[Ids]) -> Logits:
         """Read new sequences of at least one token and add them to the batch's end: their next logits, (new, V)."""
 
-    def decode(self, ids: Ids) -> Logits:
-        """Read one more token of each sequence, ids (B,): the next logits, (B, V)."""
+    def decode(self, ids: Ids) -> list[Logits]:
+        """Read one more token of each sequence, ids (B,): the next logits of each, (V,)."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Make the batch of the sequences in these places, in this order; one may be taken several times, or none."""
@@ -122,7 +121,7 @@ class Batch:
         """
         logits = self._advance()
         chosen = []
-        for each, row in zip(self._read, itertools.chain.from_iterable(logits), strict=True):
+        for each, row in zip(self._read, logits, strict=True):
             if not np.isfinite(row.max()):
                 raise UserError("the model computes what is no number: its file is damaged, or its training failed")
             chosen.append((each, each.choose(row, self.stop_token)))
@@ -131,7 +130,7 @@ class Batch:
     def _advance(self) -> list[Logits]:
         """Read each sequence's last token, or its whole window where it is new or the window is full.
 
-        Returns the logits of all, in the order of `_read`, in one or two arrays of (n, V).
+        Returns the logits of all, (V,) each, in the order of `_read`.
         """
         engine, context = self.engine, self.engine.context_length
         going = [(place, each) for place, each in enumerate(self._read) if not each.ended]
@@ -140,7 +139,7 @@ class Batch:
         if len(kept) < len(self._read):
             engine.keep(kept)
         self._read = [self._read[place] for place in kept]
-        logits = [engine.decode(np.array([each.ids[-1] for each in self._read]))] if kept else []
+        logits = engine.decode(np.array([each.ids[-1] for each in self._read])) if kept else []
         for each in full:
             each.begin = len(each.ids) - max(1, context // 2)
         if new := full + [each for each in self._new if not each.ended]:
@@ -152,7 +151,7 @@ class Batch:
                 engine.keep([*range(len(kept)), *(len(kept) + place for place in places)])
                 read = read[places]
             self._read += new
-            logits.append(read)
+            logits = [*logits, *read]
         self._new = []
         return logits
 

@@ -6,6 +6,7 @@ Legend: B sequences, T tokens, P tokens in the cache, H heads, D head width, V v
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnxruntime
 from onnxruntime import OrtValue
 
@@ -66,10 +68,9 @@ class OnnxEngine:
             raise
         except Exception as error:
             raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
-        # Of each sequence the cache that it is in, and its row there. `keep` and `prefill` move no memory: what comes
-        # from several caches, or is not all of one, is put together once, when the next token is read.
+        # Of each sequence the cache that it is in, and its row there; `_together` brings them together for a token.
         self._batch: list[tuple[_Cache, int]] = []
-        self._room = [np.empty(0, dtype=np.float32) for _ in self._past]  # to put it together in, used again and again
+        self._room = [np.empty(0, dtype=np.float32) for _ in self._past]  # to do so in, used again and again
 
     def _read_description(self) -> None:
         """What inputs, outputs and metadata say. Raises UserError, or whatever else damage leads to."""
@@ -124,11 +125,14 @@ class OnnxEngine:
         self._batch += [new[place] for place in places]
         return logits[0] if len(logits) == 1 else np.concatenate(logits)[places]
 
-    def decode(self, ids: Ids) -> Logits:
-        """Read one more token of each sequence, ids (B,): the next logits, (B, V)."""
-        logits, cache = self._run(ids[:, None], self._gathered(), self._last_only)
-        self._batch = [(cache, row) for row in range(len(ids))]
-        return logits[:, -1]
+    def decode(self, ids: Ids) -> list[Logits]:
+        """Read one more token of each sequence, ids (B,): the next logits of each, (V,)."""
+        cache, rows = self._together()
+        fed = np.zeros(len(cache.lengths), dtype=np.int64)
+        fed[rows] = ids
+        logits, cache = self._run(fed[:, None], cache, self._last_only)
+        self._batch = [(cache, row) for row in rows]
+        return [logits[row, -1] for row in rows]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Make the batch of the sequences in these places, in this order."""
@@ -156,11 +160,31 @@ class OnnxEngine:
             correct += int((logits.argmax(axis=1) == right[:, 0]).sum())
         return nats, correct
 
-    def _gathered(self) -> _Cache:
-        """One cache of the batch's sequences."""
-        first = self._batch[0][0]
-        if len(self._batch) == len(first.lengths) and self._batch == [(first, row) for row in range(len(self._batch))]:
-            return first
+    def _together(self) -> tuple[_Cache, list[int]]:
+        """One cache that has all sequences of the batch, and the row of each; rows that are nobody's have length 0.
+
+        While at least three quarters of it are in use, the cache of the first sequence is that: who leaves leaves a
+        row, which the next one who comes is written into. Else all is put together anew.
+        """
+        cache = self._batch[0][0]
+        rows = [row if of is cache else -1 for of, row in self._batch]
+        free = sorted(set(range(len(cache.lengths))) - set(rows))
+        longest = max(int(of.lengths[row]) for of, row in self._batch)
+        in_use = len(self._batch) - rows.count(-1) + len(free) == len(cache.lengths)  # false where one is there twice
+        full = 4 * len(self._batch) >= 3 * len(cache.lengths) and 4 * longest >= 3 * cache.width
+        if not (in_use and full and rows.count(-1) <= len(free) and longest <= cache.width and cache.writable):
+            return self._put_together(), list(range(len(self._batch)))
+        for place, (of, row) in enumerate(self._batch):
+            if rows[place] == -1:
+                rows[place] = free.pop()
+                length = cache.lengths[rows[place]] = of.lengths[row]
+                for target, source in zip(cache.arrays, of.arrays, strict=True):
+                    target[rows[place], :, cache.width - length :] = source[row, :, of.width - length :]
+        cache.lengths[free] = 0
+        return cache, rows
+
+    def _put_together(self) -> _Cache:
+        """A new cache of the batch's sequences, in their order."""
         lengths = np.array([cache.lengths[row] for cache, row in self._batch])
         longest = int(lengths.max())
         shape = (len(lengths), self._heads, longest, self._width)
@@ -169,20 +193,19 @@ class OnnxEngine:
             if room.size < math.prod(shape):
                 room = self._room[layer] = np.empty(math.prod(shape), dtype=np.float32)
             whole = room[: math.prod(shape)].reshape(shape)
-            arrays = {id(cache): cache.values[layer].numpy() for cache, _ in self._batch}
             for place, (cache, row) in enumerate(self._batch):
                 length = lengths[place]
                 whole[place, :, : longest - length] = 0
-                whole[place, :, longest - length :] = arrays[id(cache)][row, :, cache.longest - length :]
+                whole[place, :, longest - length :] = cache.arrays[layer][row, :, cache.width - length :]
             values.append(OrtValue.ortvalue_from_numpy(whole))
         return _Cache(lengths, values)
 
     def _run(self, ids: Ids, cache: _Cache, options: Mapping[str, Ids]) -> tuple[Logits, _Cache]:
         T = ids.shape[1]
-        total = cache.longest + T
+        total = cache.width + T
         inputs = {
             "input_ids": ids.astype(np.int64),
-            "attention_mask": (np.arange(total) >= cache.longest - cache.lengths[:, None]).astype(np.int64),
+            "attention_mask": (np.arange(total) >= cache.width - cache.lengths[:, None]).astype(np.int64),
             "position_ids": cache.lengths[:, None] + np.arange(T),
             **options,
         }
@@ -204,7 +227,17 @@ class _Cache:
 
     def __init__(self, lengths: Ids, values: list[OrtValue]):
         self.lengths, self.values = lengths, values
-        self.longest = int(lengths.max(initial=0))  # P
+        self.width = int(values[0].shape()[2])  # P
+
+    @functools.cached_property
+    def arrays(self) -> list[npt.NDArray[np.float32]]:
+        """The values for NumPy: the same memory, where ONNX Runtime is new enough."""
+        return [value.numpy() for value in self.values]
+
+    @property
+    def writable(self) -> bool:
+        """Whether what is written into `arrays` is written into `values`."""
+        return all(array.ctypes.data == value.data_ptr() for array, value in zip(self.arrays, self.values, strict=True))
 
 
 def _first_line(error: Exception) -> str:

@@ -40,9 +40,9 @@ class TorchEngine:
         return self._logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
 
     @torch.inference_mode()
-    def decode(self, ids: Ids) -> Logits:
-        """Read one more token of each sequence, ids (B,): the next logits, (B, V)."""
-        return self._logits(self.model.hidden(self._on_device(ids[:, None]), self._cache)[:, -1])
+    def decode(self, ids: Ids) -> list[Logits]:
+        """Read one more token of each sequence, ids (B,): the next logits of each, (V,)."""
+        return list(self._logits(self.model.hidden(self._on_device(ids[:, None]), self._cache)[:, -1]))
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:

@@ -261,9 +261,9 @@ def make_app(model: TextModel, config: ServeConfig) -> FastAPI:
             if stream:
                 metrics.streams -= 1
 
-    events = {200: {"content": {"text/event-stream": {}}}}
-
-    @app.post("/v1/completions", response_model=Completion, responses={**errors, **events})
+    @app.post(
+        "/v1/completions", response_model=Completion, responses={200: {"content": {"text/event-stream": {}}}, **errors}
+    )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue prompts. With `stream` the answer is server-sent events, of which the last is `[DONE]`."""
         check(body, config, described["id"])

@@ -1,6 +1,9 @@
 """`serve.py` as a process: what it says, how it ends, and what keeps it from starting."""
 
+import contextlib
+import io
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -50,6 +53,14 @@ def test_it_says_what_it_serves_and_how_to_try_it(server, model_path):
     assert arguments[0] == f"{url}/v1/completions"
     body = json.loads(arguments[1].split("-d ")[1].strip().strip("'"))
     assert httpx.post(arguments[0], json=body).json()["choices"][0]["finish_reason"] in ("stop", "length")
+
+
+def test_the_example_of_the_page_runs(server):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "server.md").read_text(), re.DOTALL)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        exec(example.replace("http://127.0.0.1:8000", server[2]), {})
+    assert len(said.getvalue()) > 10
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
