@@ -36,7 +36,8 @@ def slow_address(trained):
     def slowly(ids):
         time.sleep(0.05)
         logits = decode(ids)
-        logits[:, model.tokenizer.end_of_text] = -1e9
+        for row in logits:
+            row[model.tokenizer.end_of_text] = -1e9
         return logits
 
     model.engine.decode = slowly
