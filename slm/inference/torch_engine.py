@@ -22,9 +22,7 @@ class TorchEngine:
         self.context_length = model.config.context_length
         self.parameters = sum(weight.numel() for weight in model.parameters())
         self._cache = model.new_cache(0)
-        self._rows: list[
-            int
-        ] = []  # of each sequence of the batch, in the cache; others are nobody's until they are reused
+        self._rows: list[int] = []  # in the cache, of each sequence; others are nobody's, until one that joins has them
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Ids]) -> Logits:
