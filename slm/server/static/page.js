@@ -157,13 +157,14 @@ function show() {
 }
 
 const text = (bytes) => new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
-const storyText = () => story.prompt + text(story.tokens.flatMap((token) => [...token.bytes]));
+const storyText = () => story.prompt + text(story.tokens.flatMap(({ bytes }) => bytes));
 const spoken = ({ bytes }) => (bytes.length ? text(bytes).replace(/^ /, "").replace(/\n/g, " new line ") || "space" : "the story's end");
 
-/** A token to look at: spaces and line ends show. */
-function visible({ bytes }) {
+/** A token to look at: spaces and line ends show, and in the middle of a word that it goes on with one. */
+function visible({ bytes }, inWord) {
   if (!bytes.length) return "(the story ends)";
-  return text(bytes).replace(/^ (?=\S)/, "").replace(/[ \n\t]/g, (space) => VISIBLE[space]);
+  const shown = text(bytes).replace(/^ (?=\S)/, "").replace(/[ \n\t]/g, (space) => VISIBLE[space]);
+  return inWord && /^[\p{L}\p{N}]/u.test(text(bytes)) ? `…${shown}` : shown;
 }
 
 function percent({ logprob }) {
@@ -194,7 +195,9 @@ function showAlternatives(span) {
   span.setAttribute("aria-expanded", "true");
   const at = Number(span.dataset.at);
   const token = story.tokens[at];
-  $("chosen").textContent = `${visible(token)}: ${percent(token)}`;
+  const before = story.prompt + text(story.tokens.slice(0, at).flatMap(({ bytes }) => bytes));
+  const inWord = /[\p{L}\p{N}]$/u.test(before);
+  $("chosen").textContent = `${visible(token, inWord)}: ${percent(token)}`;
   $("menu").replaceChildren(
     ...token.top.map((other) => {
       const item = document.createElement("button");
@@ -203,7 +206,7 @@ function showAlternatives(span) {
       item.setAttribute("role", "menuitem");
       item.classList.toggle("taken", other.id === token.id);
       item.style.setProperty("--chance", Math.exp(other.logprob));
-      for (const part of [visible(other), percent(other)]) {
+      for (const part of [visible(other, inWord), percent(other)]) {
         const cell = document.createElement("span");
         cell.textContent = part;
         item.append(cell, " ");
