@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,26 @@ EXPORTS = {format: Path(BEST).stem + ending for format, (_, ending) in EXPORT_FO
 LOCK = ".lock"
 # Flags that a resumed run keeps; a changed one would be another run.
 FIXED = (
-    {"batch_size", "grad_accum", "optimizer", "weight_decay", "beta1", "beta2", "seed"}
+    {"optimizer", "weight_decay", "beta1", "beta2", "seed"}
     | flags(ModelConfig).keys()
     | flags(DataConfig).keys() - {"cache_dir"}
 )
+BATCH = ("batch_size", "grad_accum", "global_batch_tokens")  # may change where a step's windows stay as many
 OF_THE_CALL = {"resume", "overwrite", "out_dir"}  # flags that say what to do now, and are not the run's
 
 
 @contextlib.contextmanager
-def opened(config: TrainConfig) -> Iterator[Path]:
+def opened(config: TrainConfig, alone: bool = True) -> Iterator[Path]:
     """The folder of `config`, made where it is missing, and locked until the block ends.
 
+    alone: of several processes, only the one that writes does that.
     Raises UserError where it cannot be written to, is another run's at this moment, or holds a run that neither
     --resume nor --overwrite was given for.
     """
     folder = user_path(config.out_dir)
+    if not alone:
+        yield folder
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -93,11 +99,16 @@ def latest(folder: Path) -> tuple[Checkpoint, str]:
     return state, note
 
 
-def check_unchanged(old: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """One line for each flag that a resumed run takes over changed. Raises UserError for those that must not change."""
-    new = settings(config)
+def check_unchanged(training: Mapping[str, Any], config: TrainConfig, world: int = 1) -> list[str]:
+    """One line for each flag that a resumed run takes over changed. Raises UserError for those that must not change.
+
+    training: of the state to go on from. world: processes that go on with it.
+    """
+    old, new = training["config"], settings(config)
     changed = [name for name in new if name in old and old[name] != new[name] and name not in OF_THE_CALL]
     refused = [name for name in sorted(FIXED) if old.get(name) != new[name]]
+    if config.batch_size and step_windows(config, config.batch_size, world) != training.get("windows"):
+        refused = sorted([*refused, *(name for name in BATCH if name in changed)])
     if refused:
         raise UserError(
             *(f"--{name} was {old.get(name)} and cannot become {new[name]} in a resumed run" for name in refused),
@@ -106,9 +117,30 @@ def check_unchanged(old: Mapping[str, Any], config: TrainConfig) -> list[str]:
     return [f"--{name} was {old[name]}, and is {new[name]} from here on" for name in changed]
 
 
+def step_windows(config: TrainConfig, batch_size: int, world: int) -> int:
+    """How many windows an optimizer step has, by the flags, with `batch_size` windows in a batch of one process."""
+    if config.global_batch_tokens is not None:
+        return config.global_batch_tokens // config.model.context_length
+    return batch_size * config.grad_accum * world
+
+
 def kept_settings(config: TrainConfig) -> dict[str, Any]:
     """The flags of a run, as its files keep them."""
     return {name: value for name, value in settings(config).items() if name not in OF_THE_CALL}
+
+
+def launch() -> str:
+    """Names the call of torchrun, or the process, that a run's state was saved by; restarted workers have the same."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {socket.gethostname()} {os.getppid()}"
+
+
+def holds_state_of(out_dir: str, overwrite: bool) -> bool:
+    """Whether restarted workers find a state of their own run in `out_dir`; with --overwrite it may be an older one."""
+    try:
+        state, _ = latest(user_path(out_dir))
+    except UserError:
+        return False
+    return not overwrite or (state.training or {}).get("launch") == launch()
 
 
 def stored_settings(out_dir: str) -> dict[str, Any]:
