@@ -94,10 +94,10 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
     if "preset" in values and values["preset"] not in PRESETS:
         problems.append(f"--preset must be one of {', '.join(PRESETS)}, not {values['preset']!r}")
     base = PRESETS.get(str(values.get("preset")), {})
-    if command == "train" and processes().restarts:  # torchrun has started the run again: it goes on
-        from slm.training.folder import holds_state_of
+    if command == "train" and processes().restartable:
+        from slm.training.folder import was_restarted
 
-        if holds_state_of(str(values.get("out_dir", ".")), values.get("overwrite") is True):
+        if was_restarted(str(values.get("out_dir", "."))):
             values |= {"resume": True, "overwrite": False}
             values.pop("init_from", None)
     if values.get("resume") is True:  # a resumed run keeps its flags, but for those given now
@@ -182,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return importlib.import_module(COMMANDS[command][1]).main(config) or 0
     except UserError as error:
         if this.local_rank > 0:  # torchrun ends this process meanwhile, if the first one has the same to say
-            time.sleep(1)
+            time.sleep(5)
         of = f"process {this.rank} of {this.world}: " if this.world > 1 else ""
         for problem in error.problems:
             print(f"error: {of}{problem}", file=sys.stderr)

@@ -30,12 +30,12 @@ class Processes(NamedTuple):
     world: int = 1
     local_rank: int = 0
     local_world: int = 1
-    restarts: int = 0  # of all of them, after one had ended
+    restartable: bool = False  # when one of them ends
 
 
 def processes() -> Processes:
     """What torchrun says of this process; without it, that it is alone."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Processes()
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT")
-    return Processes(*(int(os.environ[name]) for name in names))
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    return Processes(*(int(os.environ[name]) for name in names), restartable=True)

@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -115,10 +117,12 @@ class Workers:
         if errors:
             raise errors[0]
 
-    def shard(self, model: GPT) -> None:
-        """Divide the weights of `model` among the processes, where that is asked for."""
+    def shard(self, model: GPT, dtype: torch.dtype) -> None:
+        """Divide the weights of `model` among the processes, where that is asked for. dtype: of the run's products."""
         if self.world == 1 or self.parallel != "fsdp":
             return
+        if dtype == torch.float16:
+            raise UserError("--parallel fsdp does not go with --precision fp16: take fp32, or ddp")
         from torch.distributed.device_mesh import init_device_mesh  # a second that a run in one process need not wait
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -201,6 +205,31 @@ def optimizer_state(kept: Mapping[str, Any], optimizer: torch.optim.Optimizer) -
     return {**kept, "state": state}
 
 
+def _meeting_point(rank: int, world: int) -> dist.Store:
+    """A part of torchrun's store that is new to all: the rest keeps addresses of processes that a restart has ended.
+
+    Each of the others asks under a name of its own, and is answered with the name that the first has chosen.
+    """
+    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    name = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"asks/{rank}", name)
+        chosen = store.get(f"answer/{name}").decode()  # waits for it
+        store.set(f"{chosen}/{rank}", "here")
+        return dist.PrefixStore(chosen, store)
+    missing, deadline = set(range(1, world)), time.monotonic() + TIMEOUT.total_seconds()
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"asks/{other}"]):  # perhaps of one that is no more: then the next look finds another
+                store.set(f"answer/{store.get(f'asks/{other}').decode()}", name)
+            if store.check([f"{name}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline:
+            raise UserError(f"process {min(missing)} of {world} has not come: look at what it said")
+        time.sleep(0.05)
+    return dist.PrefixStore(name, store)
+
+
 @contextlib.contextmanager
 def joined(device: torch.device, parallel: str) -> Iterator[Workers]:
     """The processes that torchrun has started, joined until the block ends; without torchrun, this one alone.
@@ -217,7 +246,10 @@ def joined(device: torch.device, parallel: str) -> Iterator[Workers]:
     elif os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's choice for machines of all sizes
         torch.set_num_threads(max(1, usable_cores() // this.local_world))
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            store=_meeting_point(this.rank, this.world), rank=this.rank, world_size=this.world, timeout=TIMEOUT,
+        )  # fmt: skip
         yield Workers(this.rank, this.world, this.local_rank, this.local_world, parallel, device)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):

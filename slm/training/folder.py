@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, flags, settings
+from slm.cores import processes
 from slm.errors import UserError
 from slm.files import locked, sync, user_path
 from slm.model import checkpoint
@@ -130,17 +131,19 @@ def kept_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def launch() -> str:
-    """Names the call of torchrun, or the process, that a run's state was saved by; restarted workers have the same."""
+    """Names the call of torchrun that a run's state was saved under."""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {socket.gethostname()} {os.getppid()}"
 
 
-def holds_state_of(out_dir: str, overwrite: bool) -> bool:
-    """Whether restarted workers find a state of their own run in `out_dir`; with --overwrite it may be an older one."""
+def was_restarted(out_dir: str) -> bool:
+    """Whether torchrun has started the run in `out_dir` again: then it was this same torchrun that left its state."""
+    if not processes().restartable:
+        return False
     try:
         state, _ = latest(user_path(out_dir))
     except UserError:
         return False
-    return not overwrite or (state.training or {}).get("launch") == launch()
+    return (state.training or {}).get("launch") == launch()
 
 
 def stored_settings(out_dir: str) -> dict[str, Any]:

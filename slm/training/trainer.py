@@ -62,10 +62,11 @@ SPIKE = 1.0  # nats by which the mean loss between two looks may be above the lo
 def main(config: TrainConfig) -> int:
     """`slm train`. Returns the exit code: 0, or 128 + the signal that stopped the run after it was saved."""
     with joined(pick_device(config.device), config.parallel) as workers:
-        return _main(workers.first(lambda: config), workers)
+        return train(workers.first(lambda: config), workers)
 
 
-def _main(config: TrainConfig, workers: Workers) -> int:
+def train(config: TrainConfig, workers: Workers) -> int:
+    """The run of `config`, as one of `workers`. Returns as `main` does."""
     with folder.opened(config, workers.rank == 0) as out_dir:
         saved = workers.first(lambda: _resumed(config, out_dir, workers) if config.resume else None)
         dtype = workers.first(lambda: pick_precision(config.precision, workers.device))
@@ -171,7 +172,7 @@ class Run:
             raise UserError(
                 f"--min_lr {config.min_lr} is above the peak rate, {self.peak_rate:.2g}: set --learning_rate"
             )
-        self.workers.shard(self.model)
+        self.workers.shard(self.model, dtype)
         self.optimizers = make_optimizers(
             self.model,
             config.optimizer,
