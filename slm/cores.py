@@ -38,4 +38,5 @@ def processes() -> Processes:
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return Processes()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    return Processes(*(int(os.environ[name]) for name in names), restartable=True)
+    rank, world, local_rank, local_world = (int(os.environ[name]) for name in names)
+    return Processes(rank, world, local_rank, local_world, restartable=True)

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from slm.cores import processes, usable_cores
@@ -205,18 +207,18 @@ def optimizer_state(kept: Mapping[str, Any], optimizer: torch.optim.Optimizer) -
     return {**kept, "state": state}
 
 
-def _meeting_point(rank: int, world: int) -> dist.Store:
+def _meeting_point(rank: int, world: int) -> Any:
     """A part of torchrun's store that is new to all: the rest keeps addresses of processes that a restart has ended.
 
     Each of the others asks under a name of its own, and is answered with the name that the first has chosen.
     """
-    store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
     name = uuid.uuid4().hex
     if rank > 0:
         store.set(f"asks/{rank}", name)
         chosen = store.get(f"answer/{name}").decode()  # waits for it
         store.set(f"{chosen}/{rank}", "here")
-        return dist.PrefixStore(chosen, store)
+        return PrefixStore(chosen, store)
     missing, deadline = set(range(1, world)), time.monotonic() + TIMEOUT.total_seconds()
     while missing:
         for other in sorted(missing):
@@ -227,7 +229,7 @@ def _meeting_point(rank: int, world: int) -> dist.Store:
         if time.monotonic() > deadline:
             raise UserError(f"process {min(missing)} of {world} has not come: look at what it said")
         time.sleep(0.05)
-    return dist.PrefixStore(name, store)
+    return PrefixStore(name, store)
 
 
 @contextlib.contextmanager
