@@ -27,7 +27,9 @@ from slm.config import (
     FindRateConfig,
     GenerateConfig,
     ImportConfig,
+    ServeConfig,
     TrainConfig,
+    WatchConfig,
     build,
     expected,
     flags,
@@ -45,7 +47,9 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "train": (TrainConfig, "slm.training.trainer"),
     "find-lr": (FindRateConfig, "slm.training.find_rate"),
     "generate": (GenerateConfig, "slm.inference.terminal"),
+    "serve": (ServeConfig, "slm.server.app"),
     "evaluate": (EvaluateConfig, "slm.training.evaluation"),
+    "watch": (WatchConfig, "slm.server.watch"),
     "export": (ExportConfig, "slm.export.command"),
     "import": (ImportConfig, "slm.model.pretrained"),
 }
@@ -177,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if this.rank > 0:  # of several processes one speaks
         os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends
+    if command == "watch" and rest and not rest[0].startswith("-"):  # the one command that is of a folder and no more
+        rest = ["--run_dir", *rest]
     try:
         config = read_flags(command, rest)
         return importlib.import_module(COMMANDS[command][1]).main(config) or 0
@@ -190,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "slm":
             raise
-        mend = "python -m pip install -r requirements.txt"
+        serving = error.name in ("fastapi", "uvicorn", "prometheus_client")
+        mend = f"python -m pip install {'fastapi uvicorn prometheus-client' if serving else '-r requirements.txt'}"
         print(f"error: the Python package {error.name!r} is not installed: {mend}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 import sys
 import types
 import typing
@@ -39,6 +40,7 @@ EXPORT_FORMATS: Mapping[str, tuple[str, str]] = {
     "gguf-q8_0": ("gguf", ".q8_0.gguf"),
     "ctranslate2": ("ctranslate2", "-ctranslate2"),
     "ctranslate2-int8": ("ctranslate2", "-ctranslate2-int8"),
+    "web": ("web", "-web"),
 }
 
 
@@ -125,6 +127,7 @@ class TrainConfig:
     )
     profile: bool = flag(False, "write trace.json, for chrome://tracing, and show where a step's time goes")
     seed: int = flag(0, "initial weights, order of the text and dropout follow from it")
+    deterministic: bool = flag(False, "on a GPU too, the same bits every time; slower")
 
     eval_every: int | None = flag(None, "optimizer steps between evaluations; default: 20 in a run")
     eval_batches: int | None = flag(
@@ -133,6 +136,7 @@ class TrainConfig:
     save_every: float = flag(5.0, "minutes between saves of last.pt, from which --resume continues")
     max_rollbacks: int = flag(3, "returns to the last saved state, with half the rate, when the loss breaks down")
     init_from: str | None = flag(None, "model to go on from: its weights, shape and tokenizer; the text may be another")
+    tensorboard: bool = flag(False, "write what metrics.csv holds for TensorBoard, too, in out_dir/tensorboard")
     export: str = flag("onnx", "formats to write the best model in at the end, as in slm export; none: no other")
     out_dir: str = flag(".", "folder for best_model.pt, best_model.onnx, last.pt, metrics.csv and training.png")
     resume: bool = flag(False, "continue the run in out_dir")
@@ -282,6 +286,49 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
+class ServeConfig:
+    """Serve a trained model over HTTP, as OpenAI's completions API does, with a page to write on."""
+
+    model_path: str = flag("best_model.pt", GenerateConfig.__dataclass_fields__["model_path"].metadata["help"])
+    host: str = flag("127.0.0.1", "address to listen on; 127.0.0.1 is reached from this machine only")
+    port: int = flag(8000, "port to listen on; 0: any that is free")
+    api_key: str | None = flag(None, "key that requests must bring, as Authorization: Bearer KEY; default: none")
+    cors: tuple[str, ...] = flag(
+        (), "web origin whose pages may ask, as https://example.org; may be given several times; default: none"
+    )
+    max_batch: int = flag(32, "texts written together")
+    max_queue: int = flag(128, "requests that may wait for a place among them")
+    max_streams: int = flag(256, "requests that may be streamed to at once")
+    max_choices: int = flag(32, "texts that a request may ask for: prompts times n")
+    max_tokens: int = flag(2048, "tokens that a request may ask for in each text")
+    max_request_bytes: int = flag(1_000_000, "length of a request's body")
+    timeout: float = flag(120.0, "seconds that a request may take, the time it waits included")
+    run_dir: str | None = flag(None, "a run's folder, or one with several, to watch on the page; default: none")
+    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to run; auto: a GPU where there is one")
+    threads: int | None = flag(None, "CPU cores to use; default: all")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        for name in ("max_batch", "max_streams", "max_choices", "max_tokens", "max_request_bytes", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"--{name} must be at least 1, not {value}"
+        if self.max_queue < 0:
+            yield f"--max_queue must be 0 or more, not {self.max_queue}"
+        if not 0 < self.timeout < math.inf:
+            yield f"--timeout must be above 0, not {self.timeout}"
+        if not 0 <= self.port < 65_536:
+            yield f"--port must be from 0 to 65,535, not {self.port}"
+        if self.threads is not None and self.threads > usable_cores():
+            yield f"--threads {self.threads} is more than the {usable_cores()} cores there are"
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
+            yield "--api_key must be of printable ASCII characters"
+        for origin in self.cors:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                yield f"--cors {origin!r} is no origin: write it as https://example.org, without a path, or *"
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """Measure a trained model on a text."""
 
@@ -318,6 +365,20 @@ class ExportConfig:
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
         yield from format_problems("format", self.format)
+
+
+@dataclass(frozen=True)
+class WatchConfig:
+    """Show runs as they learn, in a browser: curves, and the story at each evaluation."""
+
+    run_dir: str = flag(".", "folder of a run, or one with several runs below it")
+    host: str = flag("127.0.0.1", "address to listen on; 127.0.0.1 is reached from this machine only")
+    port: int = flag(8001, "port to listen on; 0: any that is free")
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        if not 0 <= self.port < 65_536:
+            yield f"--port must be from 0 to 65,535, not {self.port}"
 
 
 @dataclass(frozen=True)

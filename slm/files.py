@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from slm.cores import usable_cores
 from slm.errors import UserError
+
+CHECKSUM_BLOCK = 1 << 24  # bytes; a part of what a checksum is
 
 
 @contextmanager
@@ -53,8 +58,11 @@ def _rename_away(path: Path, keep: Path) -> None:
         link.hardlink_to(path)
     except OSError:
         path.replace(keep)
-    else:
+        return
+    try:
         link.replace(keep)
+    finally:
+        link.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -147,6 +155,29 @@ def find_model(path: Path) -> Path:
     raise UserError(
         f"{path} holds no model: neither {' nor '.join(names)}, nor the config.json of a transformers model"
     )
+
+
+def checksum(path: Path, size: int | None = None, done: Callable[[int], object] = lambda count: None) -> str:
+    """A checksum of the file's first `size` bytes, by default of all, in eight hex digits.
+
+    It is the CRC-32 of the CRC-32s of blocks, so that all cores work on it. done: told the bytes that were read.
+    """
+    size = path.stat().st_size if size is None else size
+
+    def of_block(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            block = file.read(min(CHECKSUM_BLOCK, size - start))
+        return zlib.crc32(block).to_bytes(4, "little")
+
+    checksums = b""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for start, of_one in zip(
+            range(0, size, CHECKSUM_BLOCK), pool.map(of_block, range(0, size, CHECKSUM_BLOCK)), strict=True
+        ):
+            checksums += of_one
+            done(min(CHECKSUM_BLOCK, size - start))
+    return f"{zlib.crc32(checksums):08x}"
 
 
 def sync(path: Path) -> None:

@@ -9,10 +9,14 @@ those can run it:
 
 attention_mask is 0 where a row is padded, on whichever side. One more input, `logits_to_keep` (1,) int64, has a
 default: 0 is for the logits of all T positions, n > 0 for those of the last n. The metadata hold the tokenizer, the
-context length and the facts of the training.
+context length and the facts of the training; their last entry is a checksum of all that stands before it in the file.
 
 With 8 or 4 bits the matrices are rounded in blocks and multiplied by ONNX Runtime's MatMulNBits. The output layer,
 which is also the token embedding, keeps 8 bits in both: at 4 the loss suffers most there.
+
+For browsers (slm/export/web.py) the matrices have 8 bits in the file, and constant nodes turn them back into floats
+when it is opened: in WebAssembly MatMulNBits is far slower than products of floats. Of the logits that graph gives the
+last token's only, as ONNX Runtime's JavaScript has no inputs with a default.
 
 The graph is written node by node: tracing the network would need as much code to get these names and shapes right.
 
@@ -34,7 +38,7 @@ from slm.errors import UserError
 from slm.export.parts import Array, compare, compare_distributions, expected_logits, random_ids, weights
 from slm.model.checkpoint import Checkpoint
 
-BITS = {"onnx": 32, "onnx-int8": 8, "onnx-int4": 4}
+BITS = {"onnx": 32, "onnx-int8": 8, "onnx-int4": 4, "web": 8}
 HEAD_BITS = 8
 TOLERANCE = {8: 0.02, 4: 0.2}  # nats a token
 OPSET, IR_VERSION = 20, 9  # what ONNX Runtime reads since early 2024 (1.17; 8-bit MatMulNBits since 1.22)
@@ -47,9 +51,9 @@ def write(loaded: Checkpoint, path: Path, format: str) -> None:
     """Write the graph. Raises ModuleNotFoundError without `onnx`, UserError for a model that is too large."""
     import onnx
 
-    from slm.inference.onnx_engine import describe
+    from slm.inference.onnx_engine import describe, seal
 
-    model = _Graph(loaded.config, weights(loaded), BITS[format]).model()
+    model = _Graph(loaded.config, weights(loaded), BITS[format], browser=format == "web").model()
     if model.ByteSize() > LARGEST:
         raise UserError(
             f"the model has {model.ByteSize() / 1e9:.1f} GB, one file holds {LARGEST / 1e9:.1f}: take onnx-int8"
@@ -57,6 +61,7 @@ def write(loaded: Checkpoint, path: Path, format: str) -> None:
     onnx.helper.set_model_props(model, describe(loaded.tokenizer, loaded.config.context_length, loaded.facts))
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+    seal(path)
 
 
 def check(loaded: Checkpoint, path: Path, format: str) -> str:
@@ -74,7 +79,7 @@ def check(loaded: Checkpoint, path: Path, format: str) -> str:
     )
     if ids.shape[1] > 1:
         rows = np.arange(len(ids))
-        actual.append(engine.decode(ids[rows, lengths]))
+        actual.append(np.stack(engine.decode(ids[rows, lengths])))
         wanted.append(expected[rows, lengths])
     if BITS[format] in TOLERANCE:
         return compare_distributions(np.concatenate(actual), np.concatenate(wanted), TOLERANCE[BITS[format]])
@@ -82,10 +87,10 @@ def check(loaded: Checkpoint, path: Path, format: str) -> str:
 
 
 class _Graph:
-    """The nodes and constants of one model, whose matrices have `bits` bits: 32, 8 or 4."""
+    """The nodes and constants of one model, whose matrices have `bits` bits: 32, 8 or 4; for a `browser` with 8."""
 
-    def __init__(self, config: ModelConfig, weights: dict[str, Array], bits: int):
-        self.config, self.weights, self.bits = config, weights, bits
+    def __init__(self, config: ModelConfig, weights: dict[str, Array], bits: int, browser: bool = False):
+        self.config, self.weights, self.bits, self.browser = config, weights, bits, browser
         self.nodes: list[Any] = []
         self.constants: dict[str, npt.NDArray[Any]] = {}
 
@@ -118,8 +123,9 @@ class _Graph:
             helper.make_tensor_value_info("input_ids", ids, [batch, length]),
             helper.make_tensor_value_info("attention_mask", ids, [batch, total]),
             helper.make_tensor_value_info("position_ids", ids, [batch, length]),
-            helper.make_tensor_value_info("logits_to_keep", ids, [1]),
         ]
+        if not self.browser:
+            inputs.append(helper.make_tensor_value_info("logits_to_keep", ids, [1]))
         outputs = [helper.make_tensor_value_info("logits", floats, [batch, "logits_length", c.vocab_size])]
         for layer in range(c.n_layer):
             for kind in ("key", "value"):
@@ -127,9 +133,10 @@ class _Graph:
                 inputs.append(helper.make_tensor_value_info(f"past_key_values.{layer}.{kind}", floats, shape))
                 shape[2] = total
                 outputs.append(helper.make_tensor_value_info(f"present.{layer}.{kind}", floats, shape))
-        self.constant([0], name="logits_to_keep")  # the input's default
+        self.constant([int(self.browser)], name="logits_to_keep")  # the input's default
         constants = [numpy_helper.from_array(value, name) for name, value in self.constants.items()]
-        domains = [helper.make_opsetid("", OPSET)] + ([helper.make_opsetid(MICROSOFT, 1)] if self.bits < 32 else [])
+        own = self.bits < 32 and not self.browser
+        domains = [helper.make_opsetid("", OPSET)] + ([helper.make_opsetid(MICROSOFT, 1)] if own else [])
         return helper.make_model(
             helper.make_graph(self.nodes, "gpt2", inputs, outputs, constants),
             opset_imports=domains,
@@ -187,6 +194,9 @@ class _Graph:
     def linear(self, x: str, name: str) -> str:
         weight = self.weights[f"{name}.weight"]  # (out, in)
         bias = self.constant(self.weights[f"{name}.bias"], np.float32, f"{name}.bias")
+        if self.browser:
+            matrix = self.op("Transpose", self.dequantised(name), perm=[1, 0])
+            return self.op("Add", self.op("MatMul", x, matrix), bias)
         if self.bits < 32:
             return self.quantised(x, name, self.bits, bias)
         return self.op("Add", self.op("MatMul", x, self.constant(weight.T, np.float32, f"{name}.weight")), bias)
@@ -194,7 +204,7 @@ class _Graph:
     def head(self, x: str) -> None:
         """(B, T, C) -> logits (B, T, V), by the token embedding's own table."""
         V, C = self.weights["token_embedding.weight"].shape
-        if self.bits < 32:
+        if self.bits < 32 and not self.browser:
             self.quantised(x, "token_embedding", HEAD_BITS, output="logits")
             return
         logits = self.op("Gemm", self.op("Reshape", x, self.constant([-1, C])), "token_embedding", transB=1)
@@ -206,6 +216,8 @@ class _Graph:
         table = self.weights["token_embedding.weight"]
         if self.bits == 32:
             return self.op("Gather", self.constant(table, np.float32, "token_embedding"), "input_ids")
+        if self.browser:
+            return self.op("Gather", self.dequantised("token_embedding"), "input_ids")
         self.quantise("token_embedding", HEAD_BITS)
         rounded = self.op(
             "Cast", self.op("Gather", "token_embedding.rounded", "input_ids"), to=1
@@ -224,6 +236,17 @@ class _Graph:
             outputs=(output,) if output else (), domain=MICROSOFT,
             K=columns, N=rows, bits=bits, block_size=size, accuracy_level=4,  # 4: int8 products
         )  # fmt: skip
+
+    def dequantised(self, name: str) -> str:
+        """The matrix `name`, (out, in), rounded to 8 bits in the file and floats once it is opened."""
+        self.quantise(name, HEAD_BITS)
+        rows, columns = self.weights[f"{name}.weight"].shape
+        rounded = self.op("Cast", f"{name}.rounded", to=1)  # (N, blocks, size)
+        centred = self.op("Sub", rounded, self.constant(2 ** (HEAD_BITS - 1), np.float32))
+        scaled = self.op("Mul", centred, self.op("Unsqueeze", f"{name}.scale", self.constant([-1])))
+        flat = self.op("Reshape", scaled, self.constant([rows, -1]))
+        ends = self.constant([0]), self.constant([columns]), self.constant([1])
+        return self.op("Slice", flat, *ends, outputs=(name,))
 
     def quantise(self, name: str, bits: int) -> int:
         """Add the constants `name`.rounded and `name`.scale; returns the block size."""

@@ -62,7 +62,7 @@ class TextModel:
     """Writes texts, one call at a time."""
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, facts: Mapping[str, Any]):
-        self.tokenizer, self.facts = tokenizer, facts
+        self.engine, self.tokenizer, self.facts = engine, tokenizer, facts
         self.context_length = engine.context_length
         self._generator = Generator(engine, tokenizer.end_of_text)
 
@@ -98,16 +98,16 @@ class TextModel:
         sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p, config.repetition_penalty)
         for first in range(0, len(numbers), BATCH):
             batch = numbers[first : first + BATCH]
-            growing = [_Growing(config.stop) for _ in batch]
+            growing = [Growing(config.stop) for _ in batch]
 
-            def ends(place: int, token: int, growing: Sequence[_Growing] = growing) -> bool:
+            def ends(place: int, token: int, growing: Sequence[Growing] = growing) -> bool:
                 return growing[place].add(self.tokenizer.tokens[token])
 
             steps = self._generator.generate(
                 [encoded[number // config.num_samples] for number in batch],
                 max_length=config.max_length,
                 sampling=sampling,
-                random=[_random(config.seed, number % config.num_samples) for number in batch],
+                random=[random_for(config.seed, number % config.num_samples) for number in batch],
                 ends=ends,
                 alternatives=alternatives,
             )
@@ -121,11 +121,12 @@ class TextModel:
                     yield Piece(number, rest, None)
 
 
-def _random(seed: int | None, sample: int) -> np.random.Generator:
+def random_for(seed: int | None, sample: int) -> np.random.Generator:
+    """The draws for one of the samples of a prompt: the same ones for the same seed; None: new ones."""
     return np.random.default_rng(None if seed is None else (seed, sample))
 
 
-class _Growing:
+class Growing:
     """A text of which the end is held back while it is half a character, or may become one of the strings `stop`."""
 
     def __init__(self, stop: Sequence[str]):

@@ -20,6 +20,7 @@ class TorchEngine:
     def __init__(self, model: GPT):
         self.model = model.eval()
         self.context_length = model.config.context_length
+        self.parameters = sum(weight.numel() for weight in model.parameters())
         self._cache = model.new_cache(0)
 
     @torch.inference_mode()
@@ -39,9 +40,9 @@ class TorchEngine:
         return self._logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
 
     @torch.inference_mode()
-    def decode(self, ids: Ids) -> Logits:
-        """Read one more token of each sequence, ids (B,): the next logits, (B, V)."""
-        return self._logits(self.model.hidden(self._on_device(ids[:, None]), self._cache)[:, -1])
+    def decode(self, ids: Ids) -> list[Logits]:
+        """Read one more token of each sequence, ids (B,): the next logits of each, (V,)."""
+        return list(self._logits(self.model.hidden(self._on_device(ids[:, None]), self._cache)[:, -1]))
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
@@ -50,6 +51,12 @@ class TorchEngine:
             self._cache = self.model.new_cache(0)
         else:
             self._cache.keep(rows)
+
+    @torch.inference_mode()
+    def all_logits(self, ids: Ids) -> Logits:
+        """The logits of each next token of whole sequences: ids (B, T) -> (B, T, V). The batch stays as it is."""
+        result: Logits = self.model(self._on_device(ids)).float().cpu().numpy()
+        return result
 
     def _on_device(self, ids: Ids) -> Tensor:
         return torch.from_numpy(ids).to(self.model.token_embedding.weight.device)

@@ -66,11 +66,17 @@ def opened(config: TrainConfig, alone: bool = True) -> Iterator[Path]:
 
 
 def begin(folder: Path) -> None:
-    """Take away what an old run has left, once the new one's first state is in its place."""
-    for path in (folder / name for name in (PREVIOUS, METRICS, SAMPLES, PLOT, *EXPORTS.values())):
-        if path.is_file():
-            path.unlink()
-    sync(folder)
+    """Take away what an old run has left, once the new one's first state is in its place.
+
+    Raises UserError where the disk refuses.
+    """
+    try:
+        for path in (folder / name for name in (PREVIOUS, METRICS, SAMPLES, PLOT, *EXPORTS.values())):
+            if path.is_file():
+                path.unlink()
+        sync(folder)
+    except OSError as error:
+        raise UserError(f"cannot take an old run's files out of {folder}: {error.strerror}") from error
 
 
 def save(folder: Path, state: Checkpoint) -> None:

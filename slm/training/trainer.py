@@ -29,7 +29,7 @@ from slm.config import TrainConfig, command, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
 from slm.data.tokenizer import Tokenizer
-from slm.device import autocast, is_out_of_memory, peak_memory, pick_device, pick_precision
+from slm.device import autocast, is_out_of_memory, make_deterministic, peak_memory, pick_device, pick_precision
 from slm.errors import UserError
 from slm.export.command import export
 from slm.files import user_path
@@ -69,6 +69,8 @@ def train(config: TrainConfig, workers: Workers) -> int:
     """The run of `config`, as one of `workers`. Returns as `main` does."""
     with folder.opened(config, workers.rank == 0) as out_dir:
         saved = workers.first(lambda: _resumed(config, out_dir, workers) if config.resume else None)
+        if config.deterministic:
+            make_deterministic()
         dtype = workers.first(lambda: pick_precision(config.precision, workers.device))
         if config.data.dataset == "stories":
             print("training on the built-in stories; --dataset takes a text of yours")
@@ -78,6 +80,8 @@ def train(config: TrainConfig, workers: Workers) -> int:
         check_length(corpus, config.model.context_length)
         run = Run(config, corpus, workers.device, dtype, start, workers)
         del saved, start  # as large as the run itself
+        if config.tensorboard and workers.rank == 0:
+            _ = run.board  # or say now that it is missing
         print(plan.describe(run))
         stopped_by = run.loop()
         where = "" if config.out_dir == "." else f" --out_dir {shlex.quote(config.out_dir)}"
@@ -322,7 +326,9 @@ class Run:
             self._release_memory()
             self.state.pieces *= 2
             windows = -(-self.batch_size // self.state.pieces)
-            note = f"not enough memory for {self.batch_size} windows at a time: {windows} from here on, with the same result"
+            note = (
+                f"not enough memory for {self.batch_size} windows at a time: {windows} from here on, with equal results"
+            )
         with record_function("optimizer"):
             self._update(loss)
         self.state.step += 1
@@ -527,6 +533,8 @@ class Run:
         state, weights = self.state, self.weights()
         if self.workers.rank > 0:
             return ""
+        if self.config.tensorboard:
+            self.board(state.rows[-1])
         warning, best_before = "", (state.best_loss, state.best_step)
         if better:
             state.best_loss, state.best_step = val.loss, state.step
@@ -563,6 +571,11 @@ class Run:
         except UserError as error:
             return f"warning: {error}\n"
         return ""
+
+    @functools.cached_property
+    def board(self) -> Callable[[report.Row], None]:
+        """Adds a row to what TensorBoard shows of this run."""
+        return report.tensorboard(self.out_dir / "tensorboard", self.state.rows)
 
     def save_best(self, train: Measures, val: Measures, weights: Mapping[str, Tensor]) -> None:
         """best_model.pt: the model as it is now, and what is known of it."""

@@ -12,7 +12,7 @@ from slm.config import GenerateConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.export.command import export
-from slm.inference.text import TextModel, _Growing, load
+from slm.inference.text import Growing, TextModel, load
 from slm.model import checkpoint
 
 BYTES = Tokenizer("bytes", [bytes([byte]) for byte in range(256)])
@@ -80,7 +80,7 @@ def test_what_may_become_a_stop_string_is_held_back():
 def test_the_shown_text_is_cut_at_the_first_stop_string(text, stop, data):
     whole = text.encode("utf-8", "replace")
     text = whole.decode()
-    growing, shown, at = _Growing(tuple(stop)), "", 0
+    growing, shown, at = Growing(tuple(stop)), "", 0
     while at < len(whole):
         size = data.draw(st.integers(1, 4))
         ended = growing.add(whole[at : at + size])

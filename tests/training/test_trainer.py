@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -204,33 +205,71 @@ def test_muon_learns(config):
     assert rows(config)[-1]["val_loss"] < math.log(400) - 1
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"dropout": 0.2}, {"grad_accum": 2, "schedule": "cosine"}, {"optimizer": "muon", "schedule": "wsd"}]
-)
-def test_stopped_and_resumed_equals_undisturbed(config, tmp_path, changes, monkeypatch, capsys):
-    config = change(
-        config, max_steps=50, eval_every=10, **changes
-    )  # an epoch has some 80 steps, of grad_accum 2 some 40
-    undisturbed = final_weights(change(config, out_dir=str(tmp_path / "undisturbed")))
-    step = Run.step
+def stopped_at(monkeypatch, step, number=signal.SIGINT):
+    """From now on a run gets a signal in the middle of this step."""
+    whole = Run.step
 
     def interrupted(self, *arguments):
-        step(self, *arguments)
-        if self.state.step == 23:
-            os.kill(os.getpid(), signal.SIGINT)
+        if self.state.step == step - 1:
+            os.kill(os.getpid(), number)
+        return whole(self, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
-        assert main(config) == 128 + signal.SIGINT
-    assert "after step 23; to go on: python train.py --resume --out_dir" in capsys.readouterr().out
-    resumed = final_weights(dataclasses.replace(config, resume=True))
-    for name, weight in undisturbed.items():
-        assert torch.equal(weight, resumed[name]), name
-    timeless = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows(each)]
-        for each in (config, change(config, out_dir=str(tmp_path / "undisturbed")))
+    monkeypatch.setattr(Run, "step", interrupted)
+
+
+def assert_same(one, other):
+    """The same values, bit for bit, in nested dicts and lists of tensors and numbers."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_same(one[name], other[name])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+def timeless(config):
+    """metrics.csv and samples.jsonl without what the clock decides."""
+    clock = ("seconds", "tokens_per_second")
+    samples = (Path(config.out_dir) / "samples.jsonl").read_text().splitlines()
+    return [
+        [{name: value for name, value in row.items() if name not in clock} for row in table]
+        for table in (rows(config), map(json.loads, samples))
     ]
-    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("stop", [1, 23, 40])  # 40: where an evaluation is due
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "dropout": 0.2},
+        {"optimizer": "adamw", "schedule": "cosine", "batch_size": 16, "grad_accum": 2},
+        {"optimizer": "muon", "schedule": "wsd", "batch_size": 24, "dropout": 0.1},
+    ],
+)
+def test_stopped_and_resumed_equals_undisturbed_to_the_bit(config, tmp_path, changes, stop, monkeypatch, capsys):
+    """With 16 or 24 windows a step an epoch ends in the middle of the run."""
+    config = change(config, max_steps=50, eval_every=10, **changes)
+    undisturbed = change(config, out_dir=str(tmp_path / "undisturbed"))
+    main(undisturbed)
+    assert "passes" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        stopped_at(patch, stop)
+        assert main(config) == 128 + signal.SIGINT
+    assert f"after step {stop}; to go on: python train.py --resume --out_dir" in capsys.readouterr().out
+    main(dataclasses.replace(config, resume=True))
+    one, other = load(undisturbed, "last.pt"), load(config, "last.pt")
+    assert_same(dict(one.weights), dict(other.weights))
+    assert_same(one.training["optimizers"], other.training["optimizers"])
+    assert timeless(undisturbed) == timeless(config)
+    best = [(Path(each.out_dir) / "best_model.pt").read_bytes() for each in (undisturbed, config)]
+    assert best[0] == best[1]
 
 
 @pytest.mark.parametrize("stop", [20, 21])
@@ -238,15 +277,8 @@ def test_stopped_at_an_evaluation_it_is_made_on_resume(config, stop, monkeypatch
     config = change(config, max_steps=60)
     final_weights(change(config, out_dir=str(tmp_path / "undisturbed")))
     undisturbed = rows(change(config, out_dir=str(tmp_path / "undisturbed")))
-    step = Run.step
-
-    def interrupted(self, *arguments):
-        step(self, *arguments)
-        if self.state.step == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
+        stopped_at(patch, stop, signal.SIGTERM)
         assert main(config) == 128 + signal.SIGTERM
     final_weights(dataclasses.replace(config, resume=True))
     for name in ("step", "learning_rate", "gradient_norm", "val_loss"):
@@ -279,6 +311,111 @@ def test_what_must_not_change_on_resume_is_refused_by_name(config):
         main(change(config, resume=True, batch_size=8, n_layer=3))
     assert "--batch_size was 4 and cannot become 8 in a resumed run" in error.value.problems
     assert "--n_layer was 2 and cannot become 3 in a resumed run" in error.value.problems
+
+
+def test_a_changed_rate_and_length_are_taken_and_told(config, capsys):
+    main(config)
+    capsys.readouterr()
+    assert main(change(config, resume=True, learning_rate=0.001, max_steps=12)) == 0
+    said = capsys.readouterr().out
+    assert "--learning_rate was None, and is 0.001 from here on" in said
+    assert "--max_steps was 8, and is 12 from here on" in said
+    assert load(config, "last.pt").training["config"]["learning_rate"] == 0.001
+
+
+def test_a_second_signal_stops_at_once_and_what_was_saved_is_whole(config, monkeypatch):
+    main(change(config, max_steps=4))
+    with monkeypatch.context() as patch:
+        whole = Run.step
+
+        def twice(self, *arguments):
+            if self.state.step == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return whole(self, *arguments)
+
+        patch.setattr(Run, "step", twice)
+        with pytest.raises(KeyboardInterrupt):
+            main(change(config, resume=True))
+    assert load(config, "last.pt").facts["step"] == 4
+
+
+def test_a_run_by_the_clock_goes_on_with_the_time_that_was_left(config, monkeypatch):
+    clock = iter(0.01 * tick for tick in range(10**9))
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
+    config = change(config, max_steps=None, max_minutes=0.1)
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 15)
+        assert main(config) == 130
+    used = load(config, "last.pt").training["state"]["seconds"]
+    assert 0.5 < used < 4
+    main(dataclasses.replace(config, resume=True))
+    assert used < rows(config)[-1]["seconds"] <= 6.1
+    assert load(config, "last.pt").facts["step"] > 15
+
+
+def test_a_broken_last_state_gives_way_to_the_one_before(config, capsys):
+    main(config)
+    main(change(config, resume=True, max_steps=12))
+    path = Path(config.out_dir) / "last.pt"
+    path.write_bytes(path.read_bytes()[:-2000])
+    (before,) = [load(config, name).facts["step"] for name in ("last.previous.pt",)]
+    assert before == 8
+    assert main(change(config, resume=True, max_steps=14)) == 0
+    assert "note: " in (said := capsys.readouterr().out)
+    assert "last.pt is not a checkpoint that can be opened" in said
+    assert "going on from last.previous.pt" in said
+    assert "resuming   after step 8" in said
+    path.write_bytes(b"")
+    (path.parent / "last.previous.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"last\.pt is not a checkpoint that can be opened"):
+        main(change(config, resume=True))
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config, monkeypatch):
+    """flock is held by an open file, not by a process: a second opening is refused within one process, too."""
+    whole = Run.step
+
+    def second(self, *arguments):
+        if self.state.step == 3:
+            with pytest.raises(
+                UserError, match=rf"another run is at work in .* \(process {os.getpid()}\): wait for it"
+            ):
+                main(change(config, resume=True))
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Run, "step", second)
+    assert main(config) == 0
+
+
+def test_the_lock_of_a_process_that_is_gone_is_no_lock(config):
+    out_dir = Path(config.out_dir)
+    out_dir.mkdir()
+    program = (
+        "import os, sys, time; from pathlib import Path; from slm.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'busy', 'or not'):\n    os.kill(os.getpid(), 9)"
+    )
+    code = subprocess.run([sys.executable, "-c", program, str(out_dir / ".lock")]).returncode
+    assert code == -signal.SIGKILL
+    assert (out_dir / ".lock").read_text().strip().isdigit()
+    assert main(config) == 0
+
+
+LOSSES = [
+    6.0057, 5.8916, 5.7238, 5.5139, 5.2811, 5.1046, 4.8408, 4.7587, 4.6791, 4.6326,
+    4.5295, 4.5448, 4.4688, 4.5793, 4.7217, 4.7078, 4.3808, 4.7253, 4.5947, 4.4818,
+]  # fmt: skip
+
+
+def test_the_mathematics_is_what_it_was(config):
+    """The mean loss of each of 20 steps, as literal numbers: no change of the code changes them unseen."""
+    run = new_run(change(config, optimizer="muon", dropout=0.1, batch_size=8, grad_accum=2, learning_rate=0.02))
+    losses = []
+    for _ in range(20):
+        before = float(run.loss_sum)
+        run.step(20)
+        losses.append(float(run.loss_sum) - before)
+    assert losses == pytest.approx(LOSSES, abs=2e-4)
 
 
 def test_a_changed_text_is_refused_on_resume(config, tmp_path):
@@ -463,7 +600,7 @@ def test_too_little_memory_halves_what_is_computed_at_a_time_and_changes_no_resu
     )
     assert sizes == [4, 2] + [1] * (4 * grad_accum * 8)
     said = "".join(capsys.readouterr())
-    assert said.count("not enough memory for 4 windows at a time: 1 from here on, with the same result") == 1
+    assert said.count("not enough memory for 4 windows at a time: 1 from here on, with equal results") == 1
 
 
 def test_too_little_memory_for_a_single_window_is_an_error(config, monkeypatch, capsys):
@@ -512,6 +649,27 @@ def test_a_picture_that_cannot_be_written_does_not_stop_the_run(config, monkeypa
     monkeypatch.setattr(trainer.report, "draw", refused)
     assert main(config) == 0
     assert "warning: cannot write training.png" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_what_metrics_hold(config):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = change(config, tensorboard=True, eval_every=4)
+    main(config)
+    main(change(config, resume=True, max_steps=12))
+    shown = reader.EventAccumulator(str(Path(config.out_dir) / "tensorboard")).Reload()
+    curve = [(event.step, event.value) for event in shown.Scalars("loss/val")]
+    assert curve == [(row["step"], pytest.approx(row["val_loss"], rel=1e-5)) for row in rows(config)]
+    assert {"loss/train", "accuracy/val", "learning_rate", "gradient_norm", "tokens_per_second"} <= {
+        *shown.Tags()["scalars"]
+    }
+
+
+def test_deterministic_asks_pytorch_for_it(config):
+    main(change(config, deterministic=True))
+    try:
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_dollar_in_a_name_can_be_drawn(config, tmp_path):
@@ -581,9 +739,11 @@ def test_other_precisions_learn_alike(config, precision):
     assert rows(config)[-1]["val_loss"] < math.log(400) - 1
 
 
-def test_twice_the_same_run_gives_the_same_bits(config, tmp_path):
+def test_twice_the_same_run_gives_the_same_bits_from_any_folder(config, tmp_path, monkeypatch):
     one, other = change(config, out_dir=str(tmp_path / "a")), change(config, out_dir=str(tmp_path / "b"))
-    first, second = final_weights(one), final_weights(other)
+    first = final_weights(one)
+    monkeypatch.chdir(tmp_path)
+    second = final_weights(other)
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
     different = final_weights(change(config, out_dir=str(tmp_path / "c"), seed=1))
     assert not torch.equal(first["token_embedding.weight"], different["token_embedding.weight"])
@@ -663,15 +823,8 @@ def test_a_run_that_went_on_from_a_model_is_resumed_without_it(config, trained, 
     first.write_bytes(trained.read_bytes())
     whole = final_weights(going_on_from(config, first, f"--out_dir={tmp_path / 'whole'}"))
     config = going_on_from(config, first)
-    step = Run.step
-
-    def stopping(run, *rest):
-        step(run, *rest)
-        if run.state.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", stopping)
+        stopped_at(patch, 3)
         assert main(config) == 130
     first.unlink()
     again = read_flags("train", ["--resume", f"--out_dir={config.out_dir}"])
