@@ -270,7 +270,7 @@ def learn_nanogpt(flags: argparse.Namespace) -> tuple[list[tuple[float, float]],
         return float(mean) * int((targets >= 0).sum()), 0
 
     def bits(limit: int | None) -> float:
-        measured = measure(nats, context, valid, corpus.tokenizer, batch_size=BATCH, limit=limit)
+        measured = measure(nats, context, valid, corpus.tokenizer, batch_size=BATCH, limit=limit and limit * BATCH)
         return measured.bits_per_byte
 
     limit_seconds, spent, step = 60 * flags.minutes, 0.0, 0

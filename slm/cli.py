@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from slm.config import (
     flags,
     parse,
 )
+from slm.cores import processes
 from slm.errors import UserError
 
 _MISSING = object()  # the value of a flag that was given none
@@ -96,6 +98,12 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
     if "preset" in values and values["preset"] not in PRESETS:
         problems.append(f"--preset must be one of {', '.join(PRESETS)}, not {values['preset']!r}")
     base = PRESETS.get(str(values.get("preset")), {})
+    if command == "train" and processes().restartable:
+        from slm.training.folder import was_restarted
+
+        if was_restarted(str(values.get("out_dir", "."))):
+            values |= {"resume": True, "overwrite": False}
+            values.pop("init_from", None)
     if values.get("resume") is True:  # a resumed run keeps its flags, but for those given now
         from slm.training.folder import stored_settings
 
@@ -169,14 +177,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if asked else 2
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
+    this = processes()
+    if this.rank > 0:  # of several processes one speaks
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends
     if command == "watch" and rest and not rest[0].startswith("-"):  # the one command that is of a folder and no more
         rest = ["--run_dir", *rest]
     try:
         config = read_flags(command, rest)
         return importlib.import_module(COMMANDS[command][1]).main(config) or 0
     except UserError as error:
+        if this.local_rank > 0:  # torchrun ends this process meanwhile, if the first one has the same to say
+            time.sleep(5)
+        of = f"process {this.rank} of {this.world}: " if this.world > 1 else ""
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {of}{problem}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "slm":

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, flags, settings
+from slm.cores import processes
 from slm.errors import UserError
 from slm.files import locked, sync, user_path
 from slm.model import checkpoint
@@ -25,21 +27,26 @@ EXPORTS = {format: Path(BEST).stem + ending for format, (_, ending) in EXPORT_FO
 LOCK = ".lock"
 # Flags that a resumed run keeps; a changed one would be another run.
 FIXED = (
-    {"batch_size", "grad_accum", "optimizer", "weight_decay", "beta1", "beta2", "seed"}
+    {"optimizer", "weight_decay", "beta1", "beta2", "seed"}
     | flags(ModelConfig).keys()
     | flags(DataConfig).keys() - {"cache_dir"}
 )
+BATCH = ("batch_size", "grad_accum", "global_batch_tokens")  # may change where a step's windows stay as many
 OF_THE_CALL = {"resume", "overwrite", "out_dir"}  # flags that say what to do now, and are not the run's
 
 
 @contextlib.contextmanager
-def opened(config: TrainConfig) -> Iterator[Path]:
+def opened(config: TrainConfig, alone: bool = True) -> Iterator[Path]:
     """The folder of `config`, made where it is missing, and locked until the block ends.
 
+    alone: of several processes, only the one that writes does that.
     Raises UserError where it cannot be written to, is another run's at this moment, or holds a run that neither
     --resume nor --overwrite was given for.
     """
     folder = user_path(config.out_dir)
+    if not alone:
+        yield folder
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -99,11 +106,16 @@ def latest(folder: Path) -> tuple[Checkpoint, str]:
     return state, note
 
 
-def check_unchanged(old: Mapping[str, Any], config: TrainConfig) -> list[str]:
-    """One line for each flag that a resumed run takes over changed. Raises UserError for those that must not change."""
-    new = settings(config)
+def check_unchanged(training: Mapping[str, Any], config: TrainConfig, world: int = 1) -> list[str]:
+    """One line for each flag that a resumed run takes over changed. Raises UserError for those that must not change.
+
+    training: of the state to go on from. world: processes that go on with it.
+    """
+    old, new = training["config"], settings(config)
     changed = [name for name in new if name in old and old[name] != new[name] and name not in OF_THE_CALL]
     refused = [name for name in sorted(FIXED) if old.get(name) != new[name]]
+    if config.batch_size and step_windows(config, config.batch_size, world) != training.get("windows"):
+        refused = sorted([*refused, *(name for name in BATCH if name in changed)])
     if refused:
         raise UserError(
             *(f"--{name} was {old.get(name)} and cannot become {new[name]} in a resumed run" for name in refused),
@@ -112,9 +124,32 @@ def check_unchanged(old: Mapping[str, Any], config: TrainConfig) -> list[str]:
     return [f"--{name} was {old[name]}, and is {new[name]} from here on" for name in changed]
 
 
+def step_windows(config: TrainConfig, batch_size: int, world: int) -> int:
+    """How many windows an optimizer step has, by the flags, with `batch_size` windows in a batch of one process."""
+    if config.global_batch_tokens is not None:
+        return config.global_batch_tokens // config.model.context_length
+    return batch_size * config.grad_accum * world
+
+
 def kept_settings(config: TrainConfig) -> dict[str, Any]:
     """The flags of a run, as its files keep them."""
     return {name: value for name, value in settings(config).items() if name not in OF_THE_CALL}
+
+
+def launch() -> str:
+    """Names the call of torchrun that a run's state was saved under."""
+    return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {socket.gethostname()} {os.getppid()}"
+
+
+def was_restarted(out_dir: str) -> bool:
+    """Whether torchrun has started the run in `out_dir` again: then it was this same torchrun that left its state."""
+    if not processes().restartable:
+        return False
+    try:
+        state, _ = latest(user_path(out_dir))
+    except UserError:
+        return False
+    return (state.training or {}).get("launch") == launch()
 
 
 def stored_settings(out_dir: str) -> dict[str, Any]:

@@ -14,9 +14,11 @@ import torch
 
 from slm.config import ModelConfig, TrainConfig
 from slm.device import flops, peak_flops, total_memory
+from slm.errors import UserError
 from slm.model.loss import CHUNK_ELEMENTS
 
 if TYPE_CHECKING:
+    from slm.training.distributed import Workers
     from slm.training.trainer import Run
 
 TOKENS_PER_STEP = 1536  # in a run over up to a million tokens; docs/experiments.md
@@ -48,20 +50,44 @@ def memory_estimate(config: TrainConfig, shape: ModelConfig, rows: int, batch_si
 
 
 def pick_batch_size(
-    config: TrainConfig, shape: ModelConfig, rows: int, text_tokens: int, device: torch.device, dtype: torch.dtype
+    config: TrainConfig,
+    shape: ModelConfig,
+    rows: int,
+    text_tokens: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    workers: Workers,
 ) -> int:
-    """Windows in a batch: the more tokens the run will see, the larger, by their root (docs/experiments.md)."""
+    """Windows in a batch of one process: the more tokens the run will see, the larger, by their root.
+
+    docs/experiments.md has the figures.
+    """
     tokens = config.epochs * text_tokens
     if config.max_minutes:
-        tokens = 60 * config.max_minutes * 0.5 * flops(device, dtype) / flops_per_token(shape, rows)
+        speed = workers.world * 0.5 * flops(device, dtype) / flops_per_token(shape, rows)
+        tokens = 60 * config.max_minutes * speed
     if config.max_steps:
         tokens = (config.max_steps * TOKENS_PER_STEP) ** 2 / 1e6  # so that they are the steps times the batch
-    fewest = 1 << 15 if device.type == "cuda" else TOKENS_PER_STEP  # a GPU is not filled by less
-    wanted = max(TOKENS_PER_STEP * math.sqrt(tokens / 1e6), fewest) / (shape.context_length * config.grad_accum)
+    fewest = workers.world << 15 if device.type == "cuda" else TOKENS_PER_STEP  # a GPU is not filled by less
+    in_a_step = config.global_batch_tokens or max(TOKENS_PER_STEP * math.sqrt(tokens / 1e6), fewest)
+    wanted = in_a_step / (shape.context_length * config.grad_accum * workers.world)
     sizes = sorted([2**n for n in range(12)] + [3 * 2**n for n in range(11)])  # 1 2 3 4 6 8 12 16 ...
-    room = 0.8 * total_memory(device)
+    room = 0.8 * total_memory(device) / (workers.local_world if device.type == "cpu" else 1)
     fitting = [size for size in sizes if memory_estimate(config, shape, rows, size, dtype) < room] or [1]
     return min(fitting, key=lambda size: abs(math.log(size / wanted)))
+
+
+def divide_step(windows: int, batch_size: int, world: int) -> tuple[int, int]:
+    """A process's share of a step's windows: how many in a batch, at most `batch_size`, and in how many batches.
+
+    Raises UserError where the processes cannot have equally many.
+    """
+    own, rest = divmod(windows, world)
+    if rest:
+        near = max(n for n in range(1, min(world, windows) + 1) if windows % n == 0)
+        raise UserError(f"{world} processes cannot share the {windows} windows of a step equally: start {near}")
+    size = max(n for n in range(1, min(batch_size, own) + 1) if own % n == 0)
+    return size, own // size
 
 
 def describe(run: Run) -> str:
@@ -79,6 +105,8 @@ def describe(run: Run) -> str:
     in_use = f", of which the text uses {run.used:,}" if run.used < shape.vocab_size else ""
     memory = memory_estimate(config, shape, run.rows, run.batch_size, run.dtype)
     weights, _ = in_training(shape, shape.vocab_size)
+    world = run.workers.world
+    several = f"{world} processes ({config.parallel}), each: " if world > 1 else ""
     lines = [
         f"text       {corpus.description}",
         f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate; "
@@ -87,7 +115,7 @@ def describe(run: Run) -> str:
         f"model      {weights:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
         f"width {shape.n_embd}, context {shape.context_length}",
         f"run        {length}; {run.tokens_per_step:,} tokens a step, {run.steps_per_epoch:,.1f} steps a pass",
-        f"device     {place}, {precision}; about {memory / 1e9:.1f} GB of memory",
+        f"device     {several}{place}, {precision}; about {memory / 1e9:.1f} GB of memory",
         f"files      {', '.join(run.files())} in {run.out_dir.resolve()}",
     ]
     if run.state.step:
@@ -100,7 +128,9 @@ def speed(run: Run, rows: Sequence[Mapping[str, float]]) -> str:
     speeds = [row["tokens_per_second"] for row in rows if row["tokens_per_second"]]
     rate = statistics.median(speeds) if speeds else 0.0
     used, peak = rate * flops_per_token(run.shape, run.rows), peak_flops(run.device)
-    share = f"{used / peak:.0%} of the device's peak (MFU)" if peak else "MFU unknown on this device"
+    share = (
+        f"{used / peak / run.workers.world:.0%} of the device's peak (MFU)" if peak else "MFU unknown on this device"
+    )
     return f"{rate:,.0f} tokens/s, {used / 1e12:.3g} TFLOP/s, {share}"
 
 

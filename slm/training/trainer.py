@@ -12,7 +12,8 @@ import math
 import shlex
 import signal
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ from tqdm import tqdm
 from slm.config import TrainConfig, command, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
+from slm.data.tokenizer import Tokenizer
 from slm.device import autocast, is_out_of_memory, make_deterministic, peak_memory, pick_device, pick_precision
 from slm.errors import UserError
 from slm.export.command import export
@@ -38,6 +40,7 @@ from slm.model.checkpoint import Checkpoint, open_model
 from slm.model.gpt import GPT
 from slm.model.vocabulary import Rows
 from slm.training import folder, plan, report
+from slm.training.distributed import Loss, Workers, divided_as, joined, optimizer_state, whole
 from slm.training.evaluation import Measures, evaluate
 from slm.training.feed import Feed
 from slm.training.folder import BEST, EXPORTS, LAST, METRICS, PLOT, RUN_FILES, SAMPLES
@@ -58,21 +61,26 @@ SPIKE = 1.0  # nats by which the mean loss between two looks may be above the lo
 
 def main(config: TrainConfig) -> int:
     """`slm train`. Returns the exit code: 0, or 128 + the signal that stopped the run after it was saved."""
-    with folder.opened(config) as out_dir:
-        saved = _resumed(config, out_dir) if config.resume else None
+    with joined(pick_device(config.device), config.parallel) as workers:
+        return train(workers.first(lambda: config), workers)
+
+
+def train(config: TrainConfig, workers: Workers) -> int:
+    """The run of `config`, as one of `workers`. Returns as `main` does."""
+    with folder.opened(config, workers.rank == 0) as out_dir:
+        saved = workers.first(lambda: _resumed(config, out_dir, workers) if config.resume else None)
         if config.deterministic:
             make_deterministic()
-        device = pick_device(config.device)
-        dtype = pick_precision(config.precision, device)
+        dtype = workers.first(lambda: pick_precision(config.precision, workers.device))
         if config.data.dataset == "stories":
             print("training on the built-in stories; --dataset takes a text of yours")
         start = open_model(user_path(config.init_from)) if config.init_from is not None and saved is None else saved
         own_tokenizer = start.tokenizer if start is not None and config.init_from is not None else None
-        corpus = prepare(config.data, config.model.vocab_size, own_tokenizer)
+        corpus = prepared(config, own_tokenizer, workers)
         check_length(corpus, config.model.context_length)
-        run = Run(config, corpus, device, dtype, start)
+        run = Run(config, corpus, workers.device, dtype, start, workers)
         del saved, start  # as large as the run itself
-        if config.tensorboard:
+        if config.tensorboard and workers.rank == 0:
             _ = run.board  # or say now that it is missing
         print(plan.describe(run))
         stopped_by = run.loop()
@@ -89,10 +97,10 @@ def main(config: TrainConfig) -> int:
     return 0
 
 
-def _resumed(config: TrainConfig, out_dir: Path) -> Checkpoint:
+def _resumed(config: TrainConfig, out_dir: Path, workers: Workers) -> Checkpoint:
     """The state to go on from; tells what is otherwise than it was."""
     saved, note = folder.latest(out_dir)
-    changes = folder.check_unchanged((saved.training or {})["config"], config)
+    changes = folder.check_unchanged(saved.training or {}, config, workers.world)
     if note:
         (out_dir / folder.PREVIOUS).replace(out_dir / LAST)
     for line in filter(None, (note, *changes)):
@@ -133,9 +141,11 @@ class Run:
         device: torch.device,
         dtype: torch.dtype,
         start: Checkpoint | None = None,
+        workers: Workers | None = None,
     ):
         """start: a run to go on with, or, without its `training`, a model to go on from."""
         self.config, self.corpus, self.device, self.dtype = config, corpus, device, dtype
+        self.workers = workers or Workers()
         self.out_dir = user_path(config.out_dir)
         self.shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
         torch.manual_seed(config.seed)
@@ -148,16 +158,25 @@ class Run:
         self.rows = self.model.token_embedding.num_embeddings  # in training
         self.model.activation_checkpointing = config.activation_checkpointing
         training = start.training if start is not None and config.resume else None  # of a run to go on with
-        self.batch_size: int = (
+        batch_size = (
             config.batch_size
             or (training or {}).get("batch_size")
-            or plan.pick_batch_size(config, self.shape, self.rows, len(corpus.train), device, dtype)
+            or self.workers.first(
+                lambda: plan.pick_batch_size(
+                    config, self.shape, self.rows, len(corpus.train), device, dtype, self.workers
+                )
+            )
         )
+        # What a step's windows are follows from their number alone, not from how they are divided.
+        told = folder.step_windows(config, batch_size, self.workers.world)
+        self.windows: int = (training or {}).get("windows") or told
+        self.batch_size, self.grad_accum = plan.divide_step(self.windows, batch_size, self.workers.world)
         self.peak_rate = config.learning_rate or PEAK_RATES[config.optimizer] * 384 / self.shape.n_embd
         if config.min_lr > self.peak_rate:
             raise UserError(
                 f"--min_lr {config.min_lr} is above the peak rate, {self.peak_rate:.2g}: set --learning_rate"
             )
+        self.workers.shard(self.model, dtype)
         self.optimizers = make_optimizers(
             self.model,
             config.optimizer,
@@ -166,10 +185,17 @@ class Run:
             dtype=dtype,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.batches = TrainingBatches(corpus.train.ids, self.batch_size, self.shape.context_length, config.seed)
+        self.batches = TrainingBatches(
+            corpus.train.ids,
+            self.batch_size * self.workers.world,
+            self.shape.context_length,
+            config.seed,
+            self.workers.rank,
+            self.workers.world,
+        )
         self.feed = Feed(self.batches, device)
-        self.tokens_per_step = self.batch_size * config.grad_accum * self.shape.context_length
-        self.steps_per_epoch = self.batches.windows / (self.batch_size * config.grad_accum)
+        self.tokens_per_step = self.windows * self.shape.context_length
+        self.steps_per_epoch = self.batches.windows / self.windows
         self.planned_steps = config.max_steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.state = State()
         self.loss_sum = torch.zeros((), device=device)  # since the last look
@@ -189,32 +215,56 @@ class Run:
 
     def restore(self, saved: Checkpoint, training: Any) -> None:
         """Take over the weights of `saved` and, where given, all the rest of its `training`."""
-        self.model.load_all_weights(saved.weights)
+        self._load(saved.weights)
         if not training:
             return
         for optimizer, kept in zip(self.optimizers, training["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+            optimizer.load_state_dict(optimizer_state(kept, optimizer))
         if self.scaler.is_enabled() and training["scaler"]:  # a run may move to another device
             self.scaler.load_state_dict(training["scaler"])
         self.state = State(**training["state"])
         self.loss_sum.fill_(self.state.checked_loss)
         self.gradient_norm = torch.tensor(self.state.gradient_norm)
-        if not (self.out_dir / BEST).exists():
+        if not self.workers.first(lambda: (self.out_dir / BEST).exists()):
             self.state.best_loss = math.inf
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over whole weights, with a row for each token."""
+        own = self.model.state_dict()
+        narrowed = self.model.narrowed(weights)
+        self.model.load_state_dict({name: divided_as(own[name], weight) for name, weight in narrowed.items()})
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole weights, with a row for each token; in the first process alone."""
+        weights = self.workers.gathered(self.model.state_dict())
+        return self.model.widened(weights) if self.workers.rank == 0 else {}
 
     def loop(self) -> int | None:
         """Train to the end of the run, or until early stopping; returns the number of the signal that cut it short."""
         self._plan_evaluations()
         if self.state.step == 0 and not self.state.rows:
             self.save_last()
-            folder.begin(self.out_dir)
+            if self.workers.rank == 0:
+                folder.begin(self.out_dir)
         started = time.perf_counter() - self.state.seconds
-        saved_at, told, remembered = time.perf_counter(), self.state.step > 0, False
+        saved_at, told, remembered = self.state.seconds, self.state.step > 0, False
         with self._progress_bar() as bar, signals() as received, self._profiler(bar.write) as after_step:
             while True:
-                self.state.seconds = time.perf_counter() - started
+                # What all processes do follows from what they agree on here, and from the loss, which is that of all.
+                seconds, stop = self.workers.largest(time.perf_counter() - started, *received[:1] or [0])
+                self.state.seconds = seconds
+                if stop:
+                    self.save_last()
+                    return int(stop)
+                if seconds - saved_at > 60 * self.config.save_every:
+                    try:
+                        self.save_last()
+                    except UserError as error:  # the one before is there
+                        again = f"the run goes on, and saves again in {self.config.save_every:g} min"
+                        bar.write(f"warning: {error}; {again}")
+                    saved_at = seconds
                 if self.time_limit:  # its length in steps follows from the speed so far
-                    seconds, step = self.state.seconds, self.state.step
+                    step = self.state.step
                     total_steps = self.time_limit * (step / seconds if step >= 5 else self.speed_guess)
                     share = min(1.0, seconds / self.time_limit)
                 else:
@@ -246,17 +296,6 @@ class Run:
                     if left > 60:
                         until = datetime.now() + timedelta(seconds=left)
                         bar.write(f"this will take about {duration(left)}, until {until:%H:%M}; Ctrl-C saves and stops")
-                self.state.seconds = time.perf_counter() - started
-                if received:
-                    self.save_last()
-                    return received[0]
-                if time.perf_counter() - saved_at > 60 * self.config.save_every:
-                    try:
-                        self.save_last()
-                    except UserError as error:  # the one before is there
-                        again = f"the run goes on, and saves again in {self.config.save_every:g} min"
-                        bar.write(f"warning: {error}; {again}")
-                    saved_at = time.perf_counter()
 
     def step(self, total_steps: float, bar: Any = None) -> str:
         """One optimizer step, as a function of the step's number and the run's length. Returns a note, mostly empty."""
@@ -276,13 +315,14 @@ class Run:
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self.state.rate * group["rate_factor"]
         while True:
-            torch.manual_seed((config.seed + 1_000_003 * (step + 1)) % 2**63)  # dropout, too, follows from the step
+            seed = config.seed + 1_000_003 * (step + 1) + 1_000_000_007 * self.workers.rank
+            torch.manual_seed(seed % 2**63)  # dropout, too, follows from the step
             try:
                 loss = self._gradients(step)
                 break
             except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error) or self.state.pieces >= self.batch_size:
-                    raise
+                if not is_out_of_memory(error) or self.state.pieces >= self.batch_size or self.workers.world > 1:
+                    raise  # several processes are in the middle of an exchange
             self._release_memory()
             self.state.pieces *= 2
             windows = -(-self.batch_size // self.state.pieces)
@@ -301,17 +341,21 @@ class Run:
     def _gradients(self, step: int) -> Tensor:
         """Forward and backward over the batches of a step: their mean loss, a scalar on the device."""
         loss_sum = torch.zeros((), device=self.device)
-        for number in range(step * self.config.grad_accum, (step + 1) * self.config.grad_accum):
+        own_tokens = self.tokens_per_step // self.workers.world
+        for number in range(step * self.grad_accum, (step + 1) * self.grad_accum):
             with record_function("batch"):
                 batch = self.feed(number)
-            for ids, targets in zip(*(tensor.tensor_split(self.state.pieces) for tensor in batch), strict=True):
-                with record_function("forward and loss"), autocast(self.device, self.dtype):
-                    loss, _ = self.loss(ids, targets)
-                    loss = loss / self.tokens_per_step  # summed over the batches: the mean over all tokens of the step
-                with record_function("backward"):
-                    self.scaler.scale(loss).backward()
+            pieces = list(zip(*(tensor.tensor_split(self.state.pieces) for tensor in batch), strict=True))
+            for piece, (ids, targets) in enumerate(pieces, 1):
+                last = number == (step + 1) * self.grad_accum - 1 and piece == len(pieces)
+                with self.workers.last_of_step(self.loss, last):
+                    with record_function("forward and loss"), autocast(self.device, self.dtype):
+                        loss, _ = self.loss(ids, targets)
+                        loss = loss / own_tokens  # summed over the batches: the mean over all tokens of the step
+                    with record_function("backward"):
+                        self.scaler.scale(loss).backward()
                 loss_sum += loss.detach()
-        return loss_sum
+        return self.workers.mean(loss_sum)
 
     def _release_memory(self) -> None:
         self.model.zero_grad(set_to_none=True)
@@ -325,7 +369,7 @@ class Run:
         """
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        self.gradient_norm = clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
+        self.gradient_norm = whole(clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf))
         looked_at = self.device.type == "cpu" or self.scaler.is_enabled()
         if not looked_at or bool(self.gradient_norm.isfinite() & loss.isfinite()):
             for optimizer in self.optimizers:
@@ -369,7 +413,7 @@ class Run:
                 f"step {now.step:,}: {trouble}{returns}: try a --learning_rate below {self.peak_rate:.2g}; "
                 f"{self.out_dir / BEST} is the best model until then"
             )
-        saved, _ = folder.latest(self.out_dir)
+        saved = self.workers.first(lambda: folder.latest(self.out_dir)[0])
         self.restore(saved, saved.training)
         kept = self.state
         kept.rollbacks, kept.pieces, kept.seconds = now.rollbacks + 1, now.pieces, now.seconds
@@ -419,10 +463,10 @@ class Run:
             for _ in range(2):  # the first one warms up
                 begun = time.perf_counter()
                 self.measure("val", 1)
-                batch_seconds = time.perf_counter() - begun
+                (batch_seconds,) = self.workers.largest(time.perf_counter() - begun)
             limit = 60 * config.max_minutes
             affordable = EVALUATION_SHARE * limit / batch_seconds
-            at_the_end = batch_seconds * len(self.corpus.val) / (self.batch_size * self.shape.context_length)
+            at_the_end = batch_seconds * len(self.corpus.val) * config.grad_accum / self.tokens_per_step
             self.time_limit = limit - min(at_the_end, 0.2 * limit)
             self.speed_guess = 1 / (3 * batch_seconds * config.grad_accum)  # steps a second
         affordable /= 2  # splits
@@ -443,10 +487,16 @@ class Run:
         return share >= 1 or share >= (math.floor(share_then * self.evaluations) + 1) / self.evaluations
 
     def measure(self, split: str, limit: int | None) -> Measures:
-        """The model as it is on `train` or `val`: on all of it, or on `limit` batches."""
+        """The model as it is on `train` or `val`: on all of it, or on `limit` batches of all processes."""
         tokens = self.corpus.train if split == "train" else self.corpus.val
         return evaluate(
-            self.model, tokens, self.corpus.tokenizer, batch_size=self.batch_size, dtype=self.dtype, limit=limit
+            self.model,
+            tokens,
+            self.corpus.tokenizer,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            limit=limit and limit * self.windows // self.config.grad_accum,
+            workers=self.workers,
         )
 
     def _evaluate(self) -> str:
@@ -470,26 +520,35 @@ class Run:
             )
         )
         self.step_seconds, self.steps_timed = 0.0, 0
+        with self.workers.together():
+            warning = self._keep(train, val, better)
+        self.state = self.workers.first(lambda: state)
+        return warning + (
+            f"step {state.step:>6,}   training loss {train.loss:.4f}   validation loss {val.loss:.4f}, "
+            f"{val.bits_per_byte:.4f} bits per byte, accuracy {val.accuracy:.1%}{'  best so far' if better else ''}"
+        )
+
+    def _keep(self, train: Measures, val: Measures, better: bool) -> str:
+        """Save the model if it is the best, let it write, bring the reports up to date. Returns warnings."""
+        state, weights = self.state, self.weights()
+        if self.workers.rank > 0:
+            return ""
         if self.config.tensorboard:
             self.board(state.rows[-1])
         warning, best_before = "", (state.best_loss, state.best_step)
         if better:
             state.best_loss, state.best_step = val.loss, state.step
             try:
-                self.save_best(train, val)
+                self.save_best(train, val, weights)
             except UserError as error:  # the next one that is better than what is there is saved
                 warning = f"warning: {error}\n"
                 state.best_loss, state.best_step = best_before
-        state.samples.append(self._sample(val))
-        warning += self._report(in_a_hurry=True)
-        return warning + (
-            f"step {state.step:>6,}   training loss {train.loss:.4f}   validation loss {val.loss:.4f}, "
-            f"{val.bits_per_byte:.4f} bits per byte, accuracy {val.accuracy:.1%}{'  best so far' if better else ''}"
-        )
+        state.samples.append(self._sample(val, weights))
+        return warning + self._report(in_a_hurry=True)
 
-    def _sample(self, val: Measures) -> dict[str, Any]:
+    def _sample(self, val: Measures, weights: Mapping[str, Tensor]) -> dict[str, Any]:
         """How the model, as it is, goes on from the first words of the validation text."""
-        model = Checkpoint(self.shape, self.model.all_weights(), self.corpus.tokenizer, {}).model(self.device)
+        model = Checkpoint(self.shape, weights, self.corpus.tokenizer, {}).model(self.device)
         writer = TextModel(TorchEngine(model), self.corpus.tokenizer, {})
         prompt = self.corpus.tokenizer.decode(self.corpus.val.ids[:SAMPLE_PROMPT].tolist())
         text = writer.generate(prompt, max_length=SAMPLE_LENGTH, seed=0) if math.isfinite(val.loss) else ""
@@ -518,7 +577,7 @@ class Run:
         """Adds a row to what TensorBoard shows of this run."""
         return report.tensorboard(self.out_dir / "tensorboard", self.state.rows)
 
-    def save_best(self, train: Measures, val: Measures) -> None:
+    def save_best(self, train: Measures, val: Measures, weights: Mapping[str, Tensor]) -> None:
         """best_model.pt: the model as it is now, and what is known of it."""
         facts = {
             "step": self.state.best_step,
@@ -528,34 +587,40 @@ class Run:
             "val": dataclasses.asdict(val),
             "config": folder.kept_settings(self.config),
         }
-        model = Checkpoint(self.shape, self.model.all_weights(), self.corpus.tokenizer, facts)
-        checkpoint.save(self.out_dir / BEST, model)
+        checkpoint.save(self.out_dir / BEST, Checkpoint(self.shape, weights, self.corpus.tokenizer, facts))
 
     def save_last(self) -> None:
-        """last.pt: all that --resume needs."""
+        """last.pt: all that --resume needs, whatever the number of processes then."""
         self.state.gradient_norm, self.state.checked_loss = float(self.gradient_norm), float(self.loss_sum)
         training = {
             "state": dataclasses.asdict(self.state),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [self.workers.gathered(optimizer.state_dict()) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "corpus": self.corpus.fingerprint,
             "batch_size": self.batch_size,
+            "windows": self.windows,
+            "launch": folder.launch(),
             "rows": self.rows,
             "config": folder.kept_settings(self.config),
         }
-        facts = {"step": self.state.step}
-        folder.save(
-            self.out_dir, Checkpoint(self.shape, self.model.all_weights(), self.corpus.tokenizer, facts, training)
-        )
+        state = Checkpoint(self.shape, self.weights(), self.corpus.tokenizer, {"step": self.state.step}, training)
+        with self.workers.together():
+            if self.workers.rank == 0:
+                folder.save(self.out_dir, state)
 
     def finish(self) -> str:
         """Save the run, measure the best model on all of the validation text, and say what there is."""
         self.save_last()
-        warning = self._report(in_a_hurry=False)
         if self.state.best_step != self.state.step:
-            self.model.load_all_weights(checkpoint.load(self.out_dir / BEST).weights)
+            self._load(self.workers.first(lambda: checkpoint.load(self.out_dir / BEST).weights))
         train, val = self.measure("train", self.eval_batches), self.measure("val", None)
-        self.save_best(train, val)
+        weights = self.weights()
+        with self.workers.together():
+            return self._finish(train, val, weights) if self.workers.rank == 0 else ""
+
+    def _finish(self, train: Measures, val: Measures, weights: Mapping[str, Tensor]) -> str:
+        warning = self._report(in_a_hurry=False)
+        self.save_best(train, val, weights)
         return warning + (
             f"\ndone after {duration(self.state.seconds)}; the best model is that of step {self.state.best_step:,}\n"
             f"training   {train}\n"
@@ -591,10 +656,16 @@ class Run:
         return "".join(lines)
 
     @functools.cached_property
-    def loss(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def loss(self) -> Loss:
+        """The model's loss, with gradients of all processes."""
+        with self.workers.together():
+            loss = self._compiled()
+        return self.workers.sharing_gradients(self.model, loss)
+
+    def _compiled(self) -> Loss:
         """The model's loss, compiled where asked for and possible: forward and backward are tried on one batch."""
         choice = self.config.compile
-        if choice == "off" or (choice == "auto" and self.device.type != "cuda"):
+        if choice == "off" or (choice == "auto" and (self.device.type != "cuda" or self.workers.sharded is not None)):
             return self.model.loss
         compiled = torch.compile(self.model.loss)
         try:
@@ -609,6 +680,24 @@ class Run:
         finally:
             self.model.zero_grad(set_to_none=True)
         return compiled
+
+
+def prepared(config: TrainConfig, tokenizer: Tokenizer | None, workers: Workers) -> Corpus:
+    """The tokens of the run's text: one process of each machine makes them, the others find them in its cache.
+
+    Raises UserError where another machine has another text.
+    """
+    corpus = None
+    for turn in (workers.local_rank == 0, workers.local_rank > 0):
+        with workers.together():
+            corpus = prepare(config.data, config.model.vocab_size, tokenizer) if turn else corpus
+    assert corpus is not None
+    ids = corpus.train.ids
+    sample = zlib.crc32(ids[:: 1 + len(ids) // 1_000_000].tobytes())
+    found = (len(ids), len(corpus.val), corpus.tokenizer.fingerprint, sample)
+    if workers.first(lambda: found) != found:
+        raise UserError("the text here is not that of the first process: give every machine the same --dataset")
+    return corpus
 
 
 def check_length(corpus: Corpus, context_length: int) -> None:
