@@ -46,6 +46,7 @@ from slm.data.corpus import Corpus, Tokens, encode, prepare  # noqa: E402
 from slm.data.sources import open_source  # noqa: E402
 from slm.device import autocast  # noqa: E402
 from slm.training.evaluation import measure  # noqa: E402
+from slm.training.plan import flops_per_token  # noqa: E402
 from slm.training.trainer import Run  # noqa: E402
 
 BATCH = 32
@@ -74,6 +75,10 @@ def our_step(
     )  # fmt: skip
     run = Run(config, corpus, torch.device("cpu"), dtype)
     return lambda: run.step(1000), run
+
+
+def work_of(run: Run) -> float:
+    return flops_per_token(run.shape, run.rows)
 
 
 def all_in_use(corpus: Corpus) -> Corpus:
@@ -173,8 +178,8 @@ def speed(flags: argparse.Namespace) -> None:
     corpus = corpus_of(flags.train, flags.cache_dir)
     names = [*OURS, *(name for name in PEERS if name != "nanoGPT" or flags.nanogpt)]
     tokens = BATCH * ModelConfig().context_length
-    # What a token costs (`Run.flops_per_token`): the weights in products six times, and attention.
-    work = {name: our_step(all_in_use(corpus) if whole else corpus, optimizer, torch.float32)[1].flops_per_token()
+    # What a token costs (`slm.training.plan.flops_per_token`): the weights in products six times, and attention.
+    work = {name: work_of(our_step(all_in_use(corpus) if whole else corpus, optimizer, torch.float32)[1])
             for name, (optimizer, whole) in OURS.items()}  # fmt: skip
     work |= dict.fromkeys(PEERS, work["slm, all 50,257 tokens in use"])
     figures: dict[str, Any] = {"machine": machine(), "tokens_per_second": {}, "share_of_gemm": {}, "peak_bytes": {}}
@@ -265,7 +270,7 @@ def learn_nanogpt(flags: argparse.Namespace) -> tuple[list[tuple[float, float]],
         return float(mean) * int((targets >= 0).sum()), 0
 
     def bits(limit: int | None) -> float:
-        measured = measure(nats, context, valid, corpus.tokenizer, batch_size=BATCH, limit=limit)
+        measured = measure(nats, context, valid, corpus.tokenizer, batch_size=BATCH, limit=limit and limit * BATCH)
         return measured.bits_per_byte
 
     limit_seconds, spent, step = 60 * flags.minutes, 0.0, 0
@@ -319,8 +324,8 @@ def scaling(flags: argparse.Namespace) -> None:
             step()
             taken = statistics.median(seconds(step) for _ in range(flags.rounds))
             rate = batch * shape.context_length / taken
-            figures.setdefault(what, []).append((n, round_(rate), round_(run.flops_per_token() / 1e6)))
-            print(f"{what} {n}: {rate:,.0f} tokens/s, {rate * run.flops_per_token() / 1e9:,.0f} GFLOP/s", flush=True)
+            figures.setdefault(what, []).append((n, round_(rate), round_(work_of(run) / 1e6)))
+            print(f"{what} {n}: {rate:,.0f} tokens/s, {rate * work_of(run) / 1e9:,.0f} GFLOP/s", flush=True)
             del step, run
     from matplotlib.figure import Figure
 

@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import typing
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from slm.config import (
     flags,
     parse,
 )
+from slm.cores import processes
 from slm.errors import UserError
 
 _MISSING = object()  # the value of a flag that was given none
@@ -96,8 +98,14 @@ def read_flags(command: str, arguments: Sequence[str]) -> Any:
     if "preset" in values and values["preset"] not in PRESETS:
         problems.append(f"--preset must be one of {', '.join(PRESETS)}, not {values['preset']!r}")
     base = PRESETS.get(str(values.get("preset")), {})
+    if command == "train" and processes().restartable:
+        from slm.training.folder import was_restarted
+
+        if was_restarted(str(values.get("out_dir", "."))):
+            values |= {"resume": True, "overwrite": False}
+            values.pop("init_from", None)
     if values.get("resume") is True:  # a resumed run keeps its flags, but for those given now
-        from slm.training.trainer import stored_settings
+        from slm.training.folder import stored_settings
 
         stored = stored_settings(str(values.get("out_dir", ".")))
         if values.keys() & LENGTHS:  # a new length takes the place of the old one, however that was given
@@ -136,7 +144,7 @@ def _unknown_flag(argument: str, known: dict[str, Any]) -> str:
     if not argument.startswith("--"):
         mend = (
             "write a value that begins with - as --flag=-value"
-            if argument[0] == "-"
+            if argument[:1] == "-"
             else "every value follows its flag"
         )
         return f"unexpected argument {argument!r}: {mend}"
@@ -169,14 +177,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if asked else 2
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
+    this = processes()
+    if this.rank > 0:  # of several processes one speaks
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends
     if command == "watch" and rest and not rest[0].startswith("-"):  # the one command that is of a folder and no more
         rest = ["--run_dir", *rest]
     try:
         config = read_flags(command, rest)
         return importlib.import_module(COMMANDS[command][1]).main(config) or 0
     except UserError as error:
+        if this.local_rank > 0:  # torchrun ends this process meanwhile, if the first one has the same to say
+            time.sleep(5)
+        of = f"process {this.rank} of {this.world}: " if this.world > 1 else ""
         for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {of}{problem}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "slm":
@@ -186,9 +201,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: the Python package {error.name!r} is not installed: {mend}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
-        if not (
-            isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "ut of memory" in str(error)
-        ):
+        from slm.device import is_out_of_memory
+
+        if not is_out_of_memory(error):
             raise
         mend = ": make --batch_size smaller (with a larger --grad_accum), or the model" if command == "train" else ""
         print(f"error: not enough memory{mend}", file=sys.stderr)

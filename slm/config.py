@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from slm.cores import usable_cores
+from slm.cores import processes, usable_cores
 
 T = TypeVar("T")
 
@@ -95,6 +95,9 @@ class TrainConfig:
         None, "windows of context_length tokens in a batch; default, or auto: what learns most in the run's length"
     )
     grad_accum: int = flag(1, "batches whose gradients are summed into one optimizer step")
+    global_batch_tokens: int | None = flag(
+        None, "tokens of an optimizer step, however many processes share them; batch_size is then the most at a time"
+    )
     optimizer: Literal["adamw", "muon"] = flag("muon", "muon: for the blocks' matrices, with AdamW for the rest")
     learning_rate: float | None = flag(
         None, "peak rate; default: 0.004, with adamw 0.001, at width 384, falling as 1/width"
@@ -115,19 +118,25 @@ class TrainConfig:
         "auto", "arithmetic of matrix products; auto: what is fast on the device"
     )
     device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to train; auto: a GPU where there is one")
+    parallel: Literal["ddp", "fsdp"] = flag(
+        "ddp", "under torchrun: the whole model in each process, or (fsdp) its weights divided among them"
+    )
     compile: Literal["auto", "on", "off"] = flag("auto", "torch.compile; auto: on CUDA only")
     activation_checkpointing: bool = flag(
         False, "keep less for the backward pass and compute it again: less memory, a third more work"
     )
     profile: bool = flag(False, "write trace.json, for chrome://tracing, and show where a step's time goes")
     seed: int = flag(0, "initial weights, order of the text and dropout follow from it")
+    deterministic: bool = flag(False, "on a GPU too, the same bits every time; slower")
 
     eval_every: int | None = flag(None, "optimizer steps between evaluations; default: 20 in a run")
     eval_batches: int | None = flag(
         None, "batches of each split in an evaluation; default: what costs under 5 % of the run"
     )
     save_every: float = flag(5.0, "minutes between saves of last.pt, from which --resume continues")
+    max_rollbacks: int = flag(3, "returns to the last saved state, with half the rate, when the loss breaks down")
     init_from: str | None = flag(None, "model to go on from: its weights, shape and tokenizer; the text may be another")
+    tensorboard: bool = flag(False, "write what metrics.csv holds for TensorBoard, too, in out_dir/tensorboard")
     export: str = flag("onnx", "formats to write the best model in at the end, as in slm export; none: no other")
     out_dir: str = flag(".", "folder for best_model.pt, best_model.onnx, last.pt, metrics.csv and training.png")
     resume: bool = flag(False, "continue the run in out_dir")
@@ -140,7 +149,7 @@ class TrainConfig:
             "context_length": model.context_length, "n_layer": model.n_layer, "n_head": model.n_head,
             "n_embd": model.n_embd, "batch_size": self.batch_size, "grad_accum": self.grad_accum,
             "max_steps": self.max_steps, "patience": self.patience, "eval_every": self.eval_every,
-            "eval_batches": self.eval_batches,
+            "eval_batches": self.eval_batches, "global_batch_tokens": self.global_batch_tokens,
         }  # fmt: skip
         for name, value in whole.items():
             if value is not None and value < 1:
@@ -165,7 +174,7 @@ class TrainConfig:
                 yield f"--{name} must be above 0, not {amount}"
         from_zero = {
             "min_lr": self.min_lr, "warmup_steps": self.warmup_steps, "weight_decay": self.weight_decay,
-            "grad_clip": self.grad_clip,
+            "grad_clip": self.grad_clip, "max_rollbacks": self.max_rollbacks,
         }  # fmt: skip
         for name, amount in from_zero.items():
             if amount is not None and not 0 <= amount < math.inf:
@@ -177,6 +186,18 @@ class TrainConfig:
             yield f"--min_lr {self.min_lr} is above --learning_rate {self.learning_rate}"
         if not 0 <= self.seed < 2**63:
             yield f"--seed must be from 0 to 2^63 - 1, not {self.seed}"
+        world = processes().world
+        if self.global_batch_tokens is not None and self.global_batch_tokens > 0 and model.context_length > 0:
+            share = world * model.context_length
+            if self.global_batch_tokens % share:
+                near = max(1, round(self.global_batch_tokens / share)) * share
+                among = f"{world} processes x " * (world > 1)
+                yield (
+                    f"--global_batch_tokens {self.global_batch_tokens} is no multiple of "
+                    f"{among}{model.context_length} tokens of context: try {near}"
+                )
+            if self.grad_accum != 1:
+                yield "--global_batch_tokens and --grad_accum exclude each other: the one gives the other"
         if self.max_steps is not None and self.max_minutes is not None:
             yield "--max_steps and --max_minutes exclude each other: give one"
         if self.resume and self.overwrite:
@@ -201,6 +222,8 @@ class FindRateConfig(TrainConfig):
         for name, value in {"trials": self.trials, "trial_steps": self.trial_steps}.items():
             if value < 1:
                 yield f"--{name} must be at least 1, not {value}"
+        if processes().world > 1:
+            yield "find-lr runs in one process: start it without torchrun"
         if self.resume:
             yield "--resume is for training: leave it out"
 

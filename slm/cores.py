@@ -1,9 +1,10 @@
-"""How many CPU cores there are to use."""
+"""How many CPU cores there are to use, and among how many processes of one run."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 
 def usable_cores() -> int:
@@ -20,3 +21,22 @@ def usable_cores() -> int:
 def fast_threads(texts: int) -> int:
     """On how many cores to write so many texts at once: more than a few wait for each other over a single token."""
     return usable_cores() if texts > 1 else min(usable_cores(), 4)
+
+
+class Processes(NamedTuple):
+    """Which process of a run this is, and how many there are: in all, and on this machine."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    local_world: int = 1
+    restartable: bool = False  # when one of them ends
+
+
+def processes() -> Processes:
+    """What torchrun says of this process; without it, that it is alone."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return Processes()
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    rank, world, local_rank, local_world = (int(os.environ[name]) for name in names)
+    return Processes(rank, world, local_rank, local_world, restartable=True)

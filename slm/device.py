@@ -55,6 +55,12 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for chip, peak in PEAK_FLOPS.items() if chip in name), None)
 
 
+def make_deterministic() -> None:
+    """From here on PyTorch takes only algorithms that give the same bits every time, or warns where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def peak_memory(device: torch.device) -> int | None:
     """Bytes that this process has held at most, on a GPU those of the device; None where that cannot be known."""
     if device.type == "cuda":
@@ -74,6 +80,12 @@ def total_memory(device: torch.device) -> float:
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except (AttributeError, ValueError):  # Windows
         return math.inf
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory is used up: Python's, the CPU's or a GPU's."""
+    said = str(error)
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "ut of memory" in said
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:

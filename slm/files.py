@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from slm.cores import usable_cores
 from slm.errors import UserError
+
+CHECKSUM_BLOCK = 1 << 24  # bytes; a part of what a checksum is
 
 
 @contextmanager
-def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def replacing(path: Path, mode: str = "wb", keep: Path | None = None) -> Iterator[IO[Any]]:
     """A file to write that takes the place of `path` when the block ends well, and leaves `path` alone otherwise.
 
-    The bytes are on the disk before the name changes, and the change of name is on the disk after it.
+    The bytes are on the disk before the name changes, and the change of name is on the disk after it. keep: what was at
+    `path` goes on under this name.
     Raises UserError where the disk is full or the folder cannot be written to.
     """
     temporary = None
@@ -27,6 +33,8 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o666 & ~_umask())
+        if keep is not None and path.exists():
+            _rename_away(path, keep)
         Path(temporary).replace(path)
         temporary = None
         sync(path.parent)
@@ -40,6 +48,21 @@ def replacing(path: Path, mode: str = "wb") -> Iterator[IO[Any]]:
     finally:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
+
+
+def _rename_away(path: Path, keep: Path) -> None:
+    """Give `path` the name `keep`, and where the file system has links let it stay at `path` too."""
+    link = keep.with_name(f".{keep.name}.link")
+    try:
+        link.unlink(missing_ok=True)
+        link.hardlink_to(path)
+    except OSError:
+        path.replace(keep)
+        return
+    try:
+        link.replace(keep)
+    finally:
+        link.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -72,6 +95,45 @@ def publishing(path: Path) -> Iterator[Path]:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
+@contextmanager
+def locked(path: Path, busy: str, mend: str) -> Iterator[None]:
+    """Hold the lock file `path`, which says whose process holds it, until the block ends.
+
+    The system takes a lock back when its process ends, so that none is ever left behind; the file itself stays.
+    Raises UserError where another process holds it, with the texts `busy` and `mend`.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            _lock(file.fileno())
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().strip()
+            process = f" (process {owner})" if owner else ""
+            raise UserError(f"{busy}{process}: wait for it, stop it, {mend}") from error
+        except OSError:  # a file system that has no locks
+            pass
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    """Raises BlockingIOError where another process holds the lock of this file."""
+    if os.name != "nt":
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import msvcrt
+
+    os.lseek(descriptor, 1 << 20, os.SEEK_SET)  # far behind the text, which others may read
+    try:
+        msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    except OSError as error:
+        raise BlockingIOError from error
+
+
 def user_path(text: str) -> Path:
     """The path that a user wrote, `~` being their home where there is one."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - Path.expanduser raises for an unknown ~name
@@ -93,6 +155,29 @@ def find_model(path: Path) -> Path:
     raise UserError(
         f"{path} holds no model: neither {' nor '.join(names)}, nor the config.json of a transformers model"
     )
+
+
+def checksum(path: Path, size: int | None = None, done: Callable[[int], object] = lambda count: None) -> str:
+    """A checksum of the file's first `size` bytes, by default of all, in eight hex digits.
+
+    It is the CRC-32 of the CRC-32s of blocks, so that all cores work on it. done: told the bytes that were read.
+    """
+    size = path.stat().st_size if size is None else size
+
+    def of_block(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            block = file.read(min(CHECKSUM_BLOCK, size - start))
+        return zlib.crc32(block).to_bytes(4, "little")
+
+    checksums = b""
+    with ThreadPoolExecutor(usable_cores()) as pool:
+        for start, of_one in zip(
+            range(0, size, CHECKSUM_BLOCK), pool.map(of_block, range(0, size, CHECKSUM_BLOCK)), strict=True
+        ):
+            checksums += of_one
+            done(min(CHECKSUM_BLOCK, size - start))
+    return f"{zlib.crc32(checksums):08x}"
 
 
 def sync(path: Path) -> None:

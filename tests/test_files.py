@@ -2,8 +2,9 @@
 
 import pytest
 
+from slm import files
 from slm.errors import UserError
-from slm.files import replacing
+from slm.files import checksum, replacing
 
 
 def test_the_new_content_takes_the_old_ones_place(tmp_path):
@@ -53,3 +54,15 @@ def test_the_mode_is_that_of_an_ordinary_file(tmp_path):
         pass
     (tmp_path / "b").touch()
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_a_checksum_is_that_of_the_checksums_of_blocks(tmp_path, monkeypatch):
+    """CRC-32 of `abc` is 352441c2; of the blocks' CRC-32s, least significant byte first."""
+    path, read = tmp_path / "a", []
+    path.write_bytes(b"")
+    assert checksum(path) == "00000000"
+    path.write_bytes(b"abcdefghi")
+    assert checksum(path, 3) == "2b033be3"
+    monkeypatch.setattr(files, "CHECKSUM_BLOCK", 4)
+    assert checksum(path, done=read.append) == "1e7fe6e6"
+    assert read == [4, 4, 1]

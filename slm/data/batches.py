@@ -59,12 +59,21 @@ class TrainingBatches:
 
 
 def evaluation_batches(
-    ids: npt.NDArray[np.integer[Any]], batch_size: int, context_length: int, limit: int | None = None
+    ids: npt.NDArray[np.integer[Any]],
+    batch_size: int,
+    context_length: int,
+    limit: int | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> list[npt.NDArray[np.int64]]:
-    """Where the windows of an evaluation begin, in batches of at most B: all of (N,), or `limit` batches of them."""
+    """Where the windows of an evaluation begin, in batches of at most B: all of (N,), or `limit` windows of them.
+
+    rank, world: this process takes windows rank, rank + world, ...; all have equally many, some beyond the end.
+    """
     starts = np.arange(0, len(ids) - 1, context_length)
-    if limit is not None and limit * batch_size < len(starts):
-        starts = starts[np.linspace(0, len(starts) - 1, limit * batch_size).astype(np.int64)]
+    if limit is not None and limit < len(starts):
+        starts = starts[np.linspace(0, len(starts) - 1, limit).astype(np.int64)]
+    starts = np.append(starts, np.full(-len(starts) % world, len(ids)))[rank::world]
     return [starts[i : i + batch_size] for i in range(0, len(starts), batch_size)]
 
 

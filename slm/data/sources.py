@@ -21,7 +21,7 @@ import os
 import re
 import textwrap
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -68,6 +68,9 @@ class Source:
     fingerprint: str  # hex; another one whenever `pieces` would give another text
     size_bytes: int | None  # about the bytes of text in UTF-8; None: not known
     pieces: Callable[[], Iterator[Piece]]
+    # The same text as sources one after another, of about so many bytes each, which may have no text of their own; none
+    # where it has no more bytes than that.
+    parts: Callable[[int], list[Source]] | None = None  # None: it can only be read as a whole
 
 
 def open_source(dataset: str, *, text_field: str = "text", errors: str = "strict", held_out: bool = False) -> Source:
@@ -208,7 +211,8 @@ def _suffix(file: Path) -> str:
 def _files_source(files: list[Path], text_field: str, errors: str) -> Source:
     root = os.path.commonpath([file.parent for file in files])
     names = [file.relative_to(root).as_posix() for file in files]
-    sizes = [file.stat().st_size for file in files]
+    stamps = {file: _stamp(file) for file in files}
+    sizes = [size for size, _ in stamps.values()]
     digest = _digest("files", names, sizes, text_field, errors)
     for file in files:
         for block in _read(file, unpack=False):
@@ -216,38 +220,137 @@ def _files_source(files: list[Path], text_field: str, errors: str) -> Source:
     count = "1 file" if len(files) == 1 else f"{len(files):,} files"
     more = [] if len(names) <= 3 else [f"{len(names) - 3:,} more"]
     description = f"{count}, {_size(sum(sizes))}: {', '.join(names[:3] + more)}"
-    packed = any(file.suffix.lower() in (".gz", ".parquet") for file in files)
 
     def pieces() -> Iterator[Piece]:
-        return _not_empty(chain.from_iterable(_file_pieces(file, text_field, errors) for file in files), description)
+        found = chain.from_iterable(_file_pieces(file, text_field, errors) for file in files)
+        return _not_empty(_unchanged(found, stamps), description)
 
-    return Source(description, digest.hexdigest(), None if packed else sum(sizes), pieces)
+    def parts(size: int) -> list[Source]:
+        if sum(sizes) <= size:
+            return []
+        spans = [span for file in files for span in _spans(file, size)]
+        return [_part(group, text_field, errors, stamps) for group in _groups(spans, size)]
+
+    return Source(description, digest.hexdigest(), None if _packed(files) else sum(sizes), pieces, parts)
 
 
-def _file_pieces(file: Path, text_field: str, errors: str) -> Iterator[Piece]:
+def _stamp(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _unchanged(pieces: Iterable[Piece], stamps: Mapping[Path, tuple[int, int]]) -> Iterator[Piece]:
+    """The pieces of files that must not change meanwhile: their fingerprint was taken when they had these stamps."""
+    yield from pieces
+    for file, stamp in stamps.items():
+        if not file.exists() or _stamp(file) != stamp:
+            raise UserError(f"{file} changed while it was read: run again")
+
+
+def _packed(files: Iterable[Path]) -> bool:
+    return any(file.suffix.lower() in (".gz", ".parquet") for file in files)
+
+
+class _Span(NamedTuple):
+    """Bytes of a file that hold whole documents."""
+
+    file: Path
+    start: int
+    end: int | None  # None: to the end of the file
+    size: int
+    digest: bytes  # of the bytes and their format, wherever they lie
+
+
+def _spans(file: Path, size: int) -> Iterator[_Span]:
+    """A file, cut at the first end of a document after each `size` bytes where it is plain text."""
+    kind, length = (_suffix(file), file.suffix.lower()), file.stat().st_size
+
+    def span(start: int, end: int | None) -> _Span:
+        digest = _digest("span", kind, start == 0)
+        for block in _read(file, unpack=False, start=start, end=end):
+            digest.update(block)
+        return _Span(file, start, end, (length if end is None else end) - start, digest.digest())
+
+    start = 0
+    for border in range(size, length, size) if kind[0] not in _ROWS and kind[1] != ".gz" else ():
+        if border > start:
+            end = _end_of_document(file, border)
+            if end is None:
+                break
+            yield span(start, end)
+            start = end
+    yield span(start, None)
+
+
+def _end_of_document(file: Path, start: int) -> int | None:
+    """Where in `file` the first END_OF_TEXT that begins at or behind `start` ends."""
+    marker, text = END_OF_TEXT.encode(), b""
+    for block in _read(file, start=start):
+        text += block
+        if (found := text.find(marker)) >= 0:
+            return start + found + len(marker)
+        start += max(0, len(text) - len(marker))
+        text = text[-len(marker) :]
+    return None
+
+
+def _groups(spans: Iterable[_Span], size: int) -> Iterator[list[_Span]]:
+    """Small spans in groups of about `size` bytes.
+
+    A group ends after a span with the chance of that span's share of `size`, as its digest says: so a span that is
+    added or changed changes the group that it comes into, and no other.
+    """
+    group: list[_Span] = []
+    for span in spans:
+        group.append(span)
+        if int.from_bytes(span.digest[:8], "little") / 2**64 < span.size / size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _part(spans: list[_Span], text_field: str, errors: str, stamps: Mapping[Path, tuple[int, int]]) -> Source:
+    fingerprint = _digest("part", [span.digest for span in spans], text_field, errors).hexdigest()
+
+    def pieces() -> Iterator[Piece]:
+        found = chain.from_iterable(_file_pieces(s.file, text_field, errors, s.start, s.end) for s in spans)
+        return _unchanged(found, {span.file: stamps[span.file] for span in spans})
+
+    size = None if _packed(span.file for span in spans) else sum(span.size for span in spans)
+    return Source(str(spans[0].file), fingerprint, size, pieces)
+
+
+def _file_pieces(file: Path, text_field: str, errors: str, start: int = 0, end: int | None = None) -> Iterator[Piece]:
     if rows := _ROWS.get(_suffix(file)):
         return _documents(rows(file, text_field, errors), str(file))
-    return _pieces(_text(file, errors, plain=True))
+    return _pieces(_text(file, errors, plain=True, start=start, end=end))
 
 
-def _read(file: Path, size: int = BLOCK, unpack: bool = True) -> Iterator[bytes]:
-    """The bytes of a file, `size` at a time, decompressed where it ends in .gz."""
+def _read(
+    file: Path, size: int = BLOCK, unpack: bool = True, start: int = 0, end: int | None = None
+) -> Iterator[bytes]:
+    """The bytes of a file from `start` to `end`, `size` at a time, decompressed where it ends in .gz."""
     try:
         with gzip.open(file) if unpack and file.suffix.lower() == ".gz" else file.open("rb") as opened:
-            while block := opened.read(size):
+            opened.seek(start)
+            while block := opened.read(size if end is None else min(size, end - start)):
+                start += len(block)
                 yield block
     except (OSError, EOFError, zlib.error) as error:
         raise _unreadable(str(file), error) from error
 
 
-def _text(file: Path, errors: str, plain: bool = False, size: int = BLOCK) -> Iterator[str]:
+def _text(
+    file: Path, errors: str, plain: bool = False, size: int = BLOCK, start: int = 0, end: int | None = None
+) -> Iterator[str]:
     """The text of a file in UTF-8, a block at a time, without its byte order mark and with "\\n" for every line's end.
 
-    plain: refuse bytes of zero in the first block, as binary files have.
+    plain: refuse bytes of zero in the first block, as binary files have. start, end: the bytes to read.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(errors), translate=True)
-    done, starts = 0, True  # done: bytes read
-    for block in chain(_read(file, size), (b"",)):
+    done, starts = start, start == 0  # done: bytes read
+    for block in chain(_read(file, size, start=start, end=end), (b"",)):
         if plain and done == 0 and b"\0" in block:
             raise UserError(
                 f"{file} does not look like text: byte {block.index(0):,} is zero; the formats are {_READABLE}"
@@ -296,6 +399,9 @@ def _json_values(file: Path, errors: str) -> Iterator[object]:
                     break
                 problem = error.msg.removesuffix(" at").removesuffix(" starting")
                 raise _malformed(file, line + error.lineno - 1, problem) from error
+            except (ValueError, RecursionError) as error:  # Python limits both
+                problem = "a number has too many digits, or too many brackets are open"
+                raise _malformed(file, line + text.count("\n", 0, at), problem) from error
             yield value
             at = end
         wanted = 2 * (len(text) - at)  # a value longer than a block is not tried again at every block

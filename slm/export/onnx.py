@@ -9,7 +9,7 @@ those can run it:
 
 attention_mask is 0 where a row is padded, on whichever side. One more input, `logits_to_keep` (1,) int64, has a
 default: 0 is for the logits of all T positions, n > 0 for those of the last n. The metadata hold the tokenizer, the
-context length and the facts of the training.
+context length and the facts of the training; their last entry is a checksum of all that stands before it in the file.
 
 With 8 or 4 bits the matrices are rounded in blocks and multiplied by ONNX Runtime's MatMulNBits. The output layer,
 which is also the token embedding, keeps 8 bits in both: at 4 the loss suffers most there.
@@ -51,7 +51,7 @@ def write(loaded: Checkpoint, path: Path, format: str) -> None:
     """Write the graph. Raises ModuleNotFoundError without `onnx`, UserError for a model that is too large."""
     import onnx
 
-    from slm.inference.onnx_engine import describe
+    from slm.inference.onnx_engine import describe, seal
 
     model = _Graph(loaded.config, weights(loaded), BITS[format], browser=format == "web").model()
     if model.ByteSize() > LARGEST:
@@ -61,6 +61,7 @@ def write(loaded: Checkpoint, path: Path, format: str) -> None:
     onnx.helper.set_model_props(model, describe(loaded.tokenizer, loaded.config.context_length, loaded.facts))
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+    seal(path)
 
 
 def check(loaded: Checkpoint, path: Path, format: str) -> str:

@@ -22,10 +22,14 @@ from onnxruntime import OrtValue
 from slm.cores import fast_threads
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
+from slm.files import checksum
 from slm.inference.generator import Ids
 from slm.inference.sampling import Logits
 
 METADATA, VERSION = "small-language-model", 1
+# What is appended to a file of ours: one more entry of its metadata, as protobuf writes that (field 14 of the model: a
+# message of 20 bytes, its key of 8 bytes, its value of 8), which any reader takes for a part of the model.
+SEAL = b"\x72\x14\x0a\x08checksum\x12\x08"
 
 
 def describe(tokenizer: Tokenizer, context_length: int, facts: Mapping[str, Any]) -> dict[str, str]:
@@ -36,6 +40,26 @@ def describe(tokenizer: Tokenizer, context_length: int, facts: Mapping[str, Any]
     }
     about = {"version": VERSION, "context_length": context_length, "tokenizer": state, "facts": dict(facts)}
     return {METADATA: json.dumps(about)}
+
+
+def seal(path: Path) -> None:
+    """Append the file's own checksum to it."""
+    value = checksum(path)
+    with path.open("ab") as file:
+        file.write(SEAL + value.encode())
+
+
+def _check_seal(path: Path) -> bool:
+    """Whether the file has a seal at its end. Raises UserError where that is not the seal of what stands before it."""
+    with path.open("rb") as file:
+        size = max(0, file.seek(0, os.SEEK_END) - len(SEAL) - 8)
+        file.seek(size)
+        end = file.read()
+    if not end.startswith(SEAL):
+        return False
+    if end[len(SEAL) :] != checksum(path, size).encode():
+        raise UserError(f"{path} is damaged, or another program has changed it: export it again")
+    return True
 
 
 class OnnxEngine:
@@ -56,6 +80,7 @@ class OnnxEngine:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised
         options.intra_op_num_threads = threads or fast_threads(1)
+        sealed = _check_seal(path)  # a damaged graph could crash what reads it
         try:
             self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
@@ -68,6 +93,8 @@ class OnnxEngine:
             raise
         except Exception as error:
             raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
+        if not sealed:
+            raise UserError(f"{path} has lost its checksum, or is of an early version: export it again")
         # Of each sequence the cache that it is in, and its row there; `_together` brings them together for a token.
         self._batch: list[tuple[_Cache, int]] = []
         self._room = [np.empty(0, dtype=np.float32) for _ in self._past]  # to do so in, used again and again

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -43,8 +44,11 @@ class Checkpoint:
         return model.to(device).eval()
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write `checkpoint` to `path`, whole or not at all. Raises UserError where the disk refuses."""
+def save(path: Path, checkpoint: Checkpoint, keep: Path | None = None) -> None:
+    """Write `checkpoint` to `path`, whole or not at all; `keep`: a name for what was there.
+
+    Raises UserError where the disk refuses.
+    """
     tokenizer = {
         key: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
         for key, value in checkpoint.tokenizer.to_state().items()
@@ -59,7 +63,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     }
     if checkpoint.training is not None:
         content["training"] = dict(checkpoint.training)
-    with replacing(path) as file:
+    with replacing(path, keep=keep) as file:
         torch.save(content, file)
 
 
@@ -83,7 +87,9 @@ def load(path: Path) -> Checkpoint:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            with path.open("rb") as file:  # opened once: what is checked is what is read
+                check_records(file)
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged file can fail in any part of the reader
@@ -92,7 +98,7 @@ def load(path: Path) -> Checkpoint:
                 raise UserError(
                     f"{path} is an export ({format}): give the checkpoint, such as best_model.pt"
                 ) from error
-        reason = "it may be truncated, or hold code, none of which was run"
+        reason = "it may be truncated or damaged, or hold code, none of which was run"
         raise UserError(
             f"{path} is not a checkpoint that can be opened safely: {reason} ({type(error).__name__})"
         ) from error
@@ -107,6 +113,20 @@ def load(path: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
+
+
+def check_records(file: IO[bytes]) -> None:
+    """Compare each record of an open PyTorch file with its CRC-32, which PyTorch writes and does not look at.
+
+    Leaves `file` at its beginning. Raises zipfile.BadZipFile, or whatever else damage leads to.
+    """
+    with zipfile.ZipFile(file) as archive:
+        # PyTorch neither compresses, which could fill the memory, nor sets attributes: with one there is no content.
+        if any(record.compress_type != zipfile.ZIP_STORED or record.external_attr for record in archive.infolist()):
+            raise zipfile.BadZipFile("a record is not as PyTorch writes it")
+        if (damaged := archive.testzip()) is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+    file.seek(0)
 
 
 def _checked(config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -157,16 +157,21 @@ class GPT(nn.Module):
 
     def all_weights(self) -> dict[str, Tensor]:
         """The state_dict of the same model with a row for each token."""
-        weights = self.state_dict()
-        if self.rows:
-            weights["token_embedding.weight"] = self.rows.widen(weights["token_embedding.weight"])
-        return weights
+        return self.widened(self.state_dict())
 
     def load_all_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Take over what `all_weights` gave."""
-        if self.rows:
-            weights = {**weights, "token_embedding.weight": self.rows.narrow(weights["token_embedding.weight"])}
-        self.load_state_dict(weights)
+        self.load_state_dict(self.narrowed(weights))
+
+    def widened(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state_dict of this model with a row for each token."""
+        name = "token_embedding.weight"
+        return {**weights, name: self.rows.widen(weights[name])} if self.rows else dict(weights)
+
+    def narrowed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `widened`."""
+        name = "token_embedding.weight"
+        return {**weights, name: self.rows.narrow(weights[name])} if self.rows else dict(weights)
 
     def new_cache(self, batch_size: int) -> KVCache:
         """An empty cache for `batch_size` sequences of the full context."""

@@ -335,9 +335,13 @@ def _read_pickle(path: Path) -> Iterable[tuple[str, Tensor]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return {**torch.load(path, map_location="cpu", weights_only=True)}.items()
+            with path.open("rb") as file:
+                if file.read(2) == b"PK":  # before PyTorch 1.6 it was no zip archive, and had no checksums
+                    checkpoint.check_records(file)
+                file.seek(0)
+                return {**torch.load(file, map_location="cpu", weights_only=True)}.items()
     except Exception as error:  # a damaged file can fail in any part of the reader
-        reason = "it may be truncated, or hold code, none of which was run"
+        reason = "it may be truncated or damaged, or hold code, none of which was run"
         raise UserError(f"its {path.name} cannot be opened safely: {reason} ({type(error).__name__})") from error
 
 

@@ -21,6 +21,7 @@ from slm.errors import UserError
 from slm.files import find_model, user_path
 from slm.model.checkpoint import open_model
 from slm.model.gpt import GPT
+from slm.training.distributed import Workers
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,14 @@ class Measures:
 
 
 def evaluate(
-    model: GPT, tokens: Tokens, tokenizer: Tokenizer, *, batch_size: int, dtype: torch.dtype, limit: int | None = None
+    model: GPT,
+    tokens: Tokens,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    dtype: torch.dtype,
+    limit: int | None = None,
+    workers: Workers | None = None,
 ) -> Measures:
     """Measure `model` on `tokens`, as `measure` does. Its mode (dropout on or off) is put back as it was."""
     device = model.token_embedding.weight.device
@@ -60,7 +68,9 @@ def evaluate(
 
     was_training = model.training
     model.eval()
-    measured = measure(loss, model.config.context_length, tokens, tokenizer, batch_size=batch_size, limit=limit)
+    measured = measure(
+        loss, model.config.context_length, tokens, tokenizer, batch_size=batch_size, limit=limit, workers=workers
+    )
     model.train(was_training)
     return measured
 
@@ -73,14 +83,17 @@ def measure(
     *,
     batch_size: int,
     limit: int | None = None,
+    workers: Workers | None = None,
 ) -> Measures:
-    """Measure on `tokens`: all of them, or `limit` batches spread evenly over them, always the same ones.
+    """Measure on `tokens`: all of them, or `limit` windows spread evenly over them, always the same ones.
 
     loss: inputs and targets (B, T) -> the summed loss in nats, the number of tokens guessed right.
     Windows of the context length do not overlap, so that a token has half a context before it on average.
+    workers: the processes that share the windows; each gets the measures of all.
     """
+    workers = workers or Workers()
     nats, correct, n_targets, n_bytes = 0.0, 0, 0, 0
-    batches = evaluation_batches(tokens.ids, batch_size, context_length, limit)
+    batches = evaluation_batches(tokens.ids, batch_size, context_length, limit, workers.rank, workers.world)
     for starts in tqdm(batches, desc="measuring", unit="batch", leave=False, delay=2, disable=limit is not None):
         ids, targets = gather(tokens.ids, starts, context_length)
         batch_nats, batch_correct = loss(ids, targets)
@@ -89,8 +102,9 @@ def measure(
         counted = targets[targets >= 0]
         n_targets += len(counted)
         n_bytes += int(np.take(tokenizer.byte_counts, counted).sum())
-    n_targets, n_bytes = max(n_targets, 1), max(n_bytes, 1)
-    return Measures(nats / n_targets, correct / n_targets, nats / math.log(2) / n_bytes, n_targets)
+    nats, right, *counts = workers.sum(nats, correct, n_targets, n_bytes)
+    n_targets, n_bytes = (max(int(count), 1) for count in counts)
+    return Measures(nats / n_targets, right / n_targets, nats / math.log(2) / n_bytes, n_targets)
 
 
 def main(config: EvaluateConfig) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
+from slm.training.distributed import divided_as, is_divided, whole
+
 # Muon's rate for AdamW's rate of 1, both scaled to the same size of update (Liu et al., 2025); docs/experiments.md.
 MUON_RATE = 1.5
 
@@ -48,9 +50,13 @@ class Muon(optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update every matrix that has a gradient; its update's root mean square is 0.2 lr, about AdamW's."""
+        """Update every matrix that has a gradient; its update's root mean square is 0.2 lr, about AdamW's.
+
+        Of matrices divided among processes each has the whole update made, and changes its own part.
+        """
         for group in self.param_groups:
-            by_shape: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = {}
+            by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            changes: list[tuple[nn.Parameter, Tensor]] = []  # of the divided ones
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
@@ -58,11 +64,15 @@ class Muon(optim.Optimizer):
                 if not state:
                     state["momentum_buffer"] = torch.zeros_like(parameter.grad)
                 momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = parameter.grad.lerp(momentum, group["momentum"])  # Nesterov's
+                update = whole(parameter.grad.lerp(momentum, group["momentum"]))  # Nesterov's
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 m, n = parameter.shape
+                to_change: Tensor = parameter
+                if is_divided(parameter):
+                    to_change = torch.zeros_like(update)
+                    changes.append((parameter, to_change))
                 for target, part in zip(
-                    parameter.split(n if m == 3 * n else m), update.split(n if m == 3 * n else m), strict=True
+                    to_change.split(n if m == 3 * n else m), update.split(n if m == 3 * n else m), strict=True
                 ):
                     wide = part if len(part) <= n else part.T
                     by_shape.setdefault((wide.shape[0], wide.shape[1]), []).append((target, wide))
@@ -71,6 +81,8 @@ class Muon(optim.Optimizer):
                 for (target, _), update in zip(pairs, updates, strict=True):
                     lying = update if update.shape == target.shape else update.T
                     target.sub_(lying, alpha=0.2 * math.sqrt(longer) * group["lr"])
+            for parameter, change in changes:
+                parameter.add_(divided_as(parameter, change))
 
 
 def orthogonal(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:

@@ -1,11 +1,13 @@
-"""What a run leaves for people: metrics.csv and training.png."""
+"""What a run leaves for people: metrics.csv, samples.jsonl and training.png."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from slm.errors import UserError
 from slm.files import replacing
 from slm.training.evaluation import Measures
 
@@ -30,6 +32,31 @@ def write_metrics(path: Path, rows: Sequence[Row]) -> None:
         writer.writerows(
             {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()} for row in rows
         )
+
+
+def write_samples(path: Path, samples: Sequence[Mapping[str, object]]) -> None:
+    """A line of JSON for each sample, whole or not at all."""
+    with replacing(path, "w") as file:
+        file.writelines(f"{json.dumps(sample, ensure_ascii=False)}\n" for sample in samples)
+
+
+def tensorboard(folder: Path, rows: Sequence[Row]) -> Callable[[Row], None]:
+    """A function that adds a row to the curves in `folder`, where `rows` are already. Raises UserError without it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise UserError("--tensorboard needs the package tensorboard: python -m pip install tensorboard") from error
+
+    writer = SummaryWriter(str(folder), purge_step=int(rows[-1]["step"]) + 1 if rows else 0)
+
+    def add(row: Row) -> None:
+        for name, value in row.items():
+            if name != "step":
+                split, _, measure = name.partition("_")
+                writer.add_scalar(f"{measure}/{split}" if split in ("train", "val") else name, value, int(row["step"]))
+        writer.flush()
+
+    return add
 
 
 def draw(path: Path, rows: Sequence[Row], title: str) -> None:

@@ -9,12 +9,11 @@ import contextlib
 import dataclasses
 import functools
 import math
-import os
 import shlex
 import signal
-import statistics
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -26,58 +25,87 @@ from torch.nn.utils import clip_grad_norm_
 from torch.profiler import record_function
 from tqdm import tqdm
 
-from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, command, flags, format_list, settings
+from slm.config import TrainConfig, command, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
-from slm.device import autocast, flops, peak_flops, peak_memory, pick_device, pick_precision, total_memory
+from slm.data.tokenizer import Tokenizer
+from slm.device import autocast, is_out_of_memory, make_deterministic, peak_memory, pick_device, pick_precision
 from slm.errors import UserError
 from slm.export.command import export
 from slm.files import user_path
+from slm.inference.text import TextModel
+from slm.inference.torch_engine import TorchEngine
 from slm.model import checkpoint
 from slm.model.checkpoint import Checkpoint, open_model
 from slm.model.gpt import GPT
-from slm.model.loss import CHUNK_ELEMENTS
 from slm.model.vocabulary import Rows
-from slm.training import report
+from slm.training import folder, plan, report
+from slm.training.distributed import Loss, Workers, divided_as, joined, optimizer_state, whole
 from slm.training.evaluation import Measures, evaluate
 from slm.training.feed import Feed
+from slm.training.folder import BEST, EXPORTS, LAST, METRICS, PLOT, RUN_FILES, SAMPLES
 from slm.training.optim import make_optimizers
+from slm.training.plan import duration
 from slm.training.schedule import learning_rate
 
 TRACE = "trace.json"
-BEST, LAST, METRICS, PLOT = RUN_FILES = ("best_model.pt", "last.pt", "metrics.csv", "training.png")
-EXPORTS = {format: Path(BEST).stem + ending for format, (_, ending) in EXPORT_FORMATS.items()}
 PEAK_RATES = {"adamw": 1e-3, "muon": 4e-3}  # at width 384; docs/experiments.md
-TOKENS_PER_STEP = 1536  # in a run over up to a million tokens; docs/experiments.md
-PYTORCH_BYTES = 4e8  # of a process that has done nothing yet
 MEMORY_STEPS = 3  # after which a run has held as much memory as it will
 EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
 EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
 REFRESH_SECONDS = 0.5  # of the progress bar; reading the loss more often would make a GPU wait
+CHECK_STEPS = 20  # between looks at whether the run is sound; so many steps in a row may fail before it goes back
+SAMPLE_PROMPT, SAMPLE_LENGTH = 4, 60  # tokens of the text shown at each evaluation
+SPIKE = 1.0  # nats by which the mean loss between two looks may be above the lowest so far
 
 
 def main(config: TrainConfig) -> int:
     """`slm train`. Returns the exit code: 0, or 128 + the signal that stopped the run after it was saved."""
-    out_dir = user_path(config.out_dir)
-    saved = open_folder(config, out_dir)
-    device = pick_device(config.device)
-    dtype = pick_precision(config.precision, device)
-    if config.data.dataset == "stories":
-        print("training on the built-in stories; --dataset takes a text of yours")
-    start = open_model(user_path(config.init_from)) if config.init_from is not None and saved is None else saved
-    own_tokenizer = start.tokenizer if start is not None and config.init_from is not None else None
-    corpus = prepare(config.data, config.model.vocab_size, own_tokenizer)
-    check_length(corpus, config.model.context_length)
-    run = Run(config, corpus, device, dtype, start)
-    del saved, start  # as large as the run itself
-    print(run.plan())
-    stopped_by = run.loop()
-    if stopped_by:
+    with joined(pick_device(config.device), config.parallel) as workers:
+        return train(workers.first(lambda: config), workers)
+
+
+def train(config: TrainConfig, workers: Workers) -> int:
+    """The run of `config`, as one of `workers`. Returns as `main` does."""
+    with folder.opened(config, workers.rank == 0) as out_dir:
+        saved = workers.first(lambda: _resumed(config, out_dir, workers) if config.resume else None)
+        if config.deterministic:
+            make_deterministic()
+        dtype = workers.first(lambda: pick_precision(config.precision, workers.device))
+        if config.data.dataset == "stories":
+            print("training on the built-in stories; --dataset takes a text of yours")
+        start = open_model(user_path(config.init_from)) if config.init_from is not None and saved is None else saved
+        own_tokenizer = start.tokenizer if start is not None and config.init_from is not None else None
+        corpus = prepared(config, own_tokenizer, workers)
+        check_length(corpus, config.model.context_length)
+        run = Run(config, corpus, workers.device, dtype, start, workers)
+        del saved, start  # as large as the run itself
+        if config.tensorboard and workers.rank == 0:
+            _ = run.board  # or say now that it is missing
+        print(plan.describe(run))
+        stopped_by = run.loop()
         where = "" if config.out_dir == "." else f" --out_dir {shlex.quote(config.out_dir)}"
-        print(f"\nstopped and saved after step {run.state.step:,}; to go on: {command('train')} --resume{where}")
-        return 128 + stopped_by
-    print(run.finish())
+        again = f"{command('train')} --resume{where}"
+        if stopped_by:
+            print(f"\nstopped and saved after step {run.state.step:,}; to go on: {again}")
+            return 128 + stopped_by
+        try:
+            print(run.finish())
+        except KeyboardInterrupt:
+            print(f"\nstopped; the run is done and saved, and its last measures and exports are made by: {again}")
+            return 128 + signal.SIGINT
     return 0
+
+
+def _resumed(config: TrainConfig, out_dir: Path, workers: Workers) -> Checkpoint:
+    """The state to go on from; tells what is otherwise than it was."""
+    saved, note = folder.latest(out_dir)
+    changes = folder.check_unchanged(saved.training or {}, config, workers.world)
+    if note:
+        (out_dir / folder.PREVIOUS).replace(out_dir / LAST)
+    for line in filter(None, (note, *changes)):
+        print(line)
+    return saved
 
 
 @dataclass
@@ -88,10 +116,19 @@ class State:
     seconds: float = 0.0  # spent in the loop
     rate: float = 0.0  # of the last step
     gradient_norm: float = 0.0  # of the last step, before clipping
-    best_loss: float = math.inf
+    best_loss: float = math.inf  # of the model in best_model.pt
     best_step: int = 0
     evaluations_since_best: int = 0
+    skipped: int = 0  # steps that changed nothing, as their gradient was no number
+    skipped_in_a_row: int = 0
+    checked_step: int = 0  # the step of the last look at the loss
+    checked_skipped: int = 0  # steps skipped until then
+    checked_loss: float = 0.0  # sum of the other steps' losses since then
+    lowest_loss: float = math.inf  # mean loss between two looks, at its lowest
+    rollbacks: int = 0  # returns to an earlier state, each of which halves the rate
+    pieces: int = 1  # that a batch is computed in, where the memory is too small for a whole one
     rows: list[dict[str, float]] = field(default_factory=list)  # of metrics.csv
+    samples: list[dict[str, Any]] = field(default_factory=list)  # of samples.jsonl
 
 
 class Run:
@@ -104,9 +141,11 @@ class Run:
         device: torch.device,
         dtype: torch.dtype,
         start: Checkpoint | None = None,
+        workers: Workers | None = None,
     ):
         """start: a run to go on with, or, without its `training`, a model to go on from."""
         self.config, self.corpus, self.device, self.dtype = config, corpus, device, dtype
+        self.workers = workers or Workers()
         self.out_dir = user_path(config.out_dir)
         self.shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
         torch.manual_seed(config.seed)
@@ -115,16 +154,29 @@ class Run:
         # A model to go on from has learned vectors for tokens that this text lacks: none may share a row.
         in_use = corpus.train.in_use(self.shape.vocab_size)
         self.used = int(in_use.sum())
-        rows = Rows(in_use) if config.init_from is None else None
-        self.model = GPT(self.shape, rows).to(device)
+        self.model = GPT(self.shape, Rows(in_use) if config.init_from is None else None).to(device)
+        self.rows = self.model.token_embedding.num_embeddings  # in training
         self.model.activation_checkpointing = config.activation_checkpointing
         training = start.training if start is not None and config.resume else None  # of a run to go on with
-        self.batch_size = config.batch_size or (training or {}).get("batch_size") or self._pick_batch_size()
+        batch_size = (
+            config.batch_size
+            or (training or {}).get("batch_size")
+            or self.workers.first(
+                lambda: plan.pick_batch_size(
+                    config, self.shape, self.rows, len(corpus.train), device, dtype, self.workers
+                )
+            )
+        )
+        # What a step's windows are follows from their number alone, not from how they are divided.
+        told = folder.step_windows(config, batch_size, self.workers.world)
+        self.windows: int = (training or {}).get("windows") or told
+        self.batch_size, self.grad_accum = plan.divide_step(self.windows, batch_size, self.workers.world)
         self.peak_rate = config.learning_rate or PEAK_RATES[config.optimizer] * 384 / self.shape.n_embd
         if config.min_lr > self.peak_rate:
             raise UserError(
                 f"--min_lr {config.min_lr} is above the peak rate, {self.peak_rate:.2g}: set --learning_rate"
             )
+        self.workers.shard(self.model, dtype)
         self.optimizers = make_optimizers(
             self.model,
             config.optimizer,
@@ -133,81 +185,126 @@ class Run:
             dtype=dtype,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-        self.batches = TrainingBatches(corpus.train.ids, self.batch_size, self.shape.context_length, config.seed)
+        self.batches = TrainingBatches(
+            corpus.train.ids,
+            self.batch_size * self.workers.world,
+            self.shape.context_length,
+            config.seed,
+            self.workers.rank,
+            self.workers.world,
+        )
         self.feed = Feed(self.batches, device)
-        self.tokens_per_step = self.batch_size * config.grad_accum * self.shape.context_length
-        self.steps_per_epoch = self.batches.windows / (self.batch_size * config.grad_accum)
+        self.tokens_per_step = self.windows * self.shape.context_length
+        self.steps_per_epoch = self.batches.windows / self.windows
         self.planned_steps = config.max_steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.state = State()
+        self.loss_sum = torch.zeros((), device=device)  # since the last look
+        self.recent_loss: Tensor | None = None  # a running mean, for the progress bar
+        self.gradient_norm = torch.zeros(())  # stays on the device until it is asked for
         if training:
             changed = "text" if training["corpus"] != corpus.fingerprint else "program"
-            if changed == "text" or training.get("rows") != self.rows():
+            if changed == "text" or training.get("rows") != self.rows:
                 raise UserError(
                     f"the {changed} has changed since {self.out_dir / LAST} was saved: start again with --overwrite"
                 )
-            for optimizer, kept in zip(self.optimizers, training["optimizers"], strict=True):
-                optimizer.load_state_dict(kept)
-            if self.scaler.is_enabled() and training["scaler"]:  # a run may move to another device
-                self.scaler.load_state_dict(training["scaler"])
-            self.state = State(**training["state"])
         if start is not None:
-            self.model.load_all_weights(start.weights)
-        self.loss_sum = torch.zeros((), device=device)  # since the progress bar was last brought up to date
+            self.restore(start, training)
         self.shown_at, self.shown_step = time.perf_counter(), self.state.step
-        self.gradient_norm = torch.tensor(self.state.gradient_norm)  # stays on the device until it is asked for
         self.draw_seconds, self.drawn_at = 0.0, 0.0
         self.step_seconds, self.steps_timed = 0.0, 0  # since the last evaluation, without evaluations and saves
+
+    def restore(self, saved: Checkpoint, training: Any) -> None:
+        """Take over the weights of `saved` and, where given, all the rest of its `training`."""
+        self._load(saved.weights)
+        if not training:
+            return
+        for optimizer, kept in zip(self.optimizers, training["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state(kept, optimizer))
+        if self.scaler.is_enabled() and training["scaler"]:  # a run may move to another device
+            self.scaler.load_state_dict(training["scaler"])
+        self.state = State(**training["state"])
+        self.loss_sum.fill_(self.state.checked_loss)
+        self.gradient_norm = torch.tensor(self.state.gradient_norm)
+        if not self.workers.first(lambda: (self.out_dir / BEST).exists()):
+            self.state.best_loss = math.inf
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take over whole weights, with a row for each token."""
+        own = self.model.state_dict()
+        narrowed = self.model.narrowed(weights)
+        self.model.load_state_dict({name: divided_as(own[name], weight) for name, weight in narrowed.items()})
+
+    def weights(self) -> dict[str, Tensor]:
+        """Whole weights, with a row for each token; in the first process alone."""
+        weights = self.workers.gathered(self.model.state_dict())
+        return self.model.widened(weights) if self.workers.rank == 0 else {}
 
     def loop(self) -> int | None:
         """Train to the end of the run, or until early stopping; returns the number of the signal that cut it short."""
         self._plan_evaluations()
-        state, time_limit = self.state, self.time_limit
-        started = time.perf_counter() - state.seconds
-        saved_at, told, remembered = time.perf_counter(), state.step > 0, False
+        if self.state.step == 0 and not self.state.rows:
+            self.save_last()
+            if self.workers.rank == 0:
+                folder.begin(self.out_dir)
+        started = time.perf_counter() - self.state.seconds
+        saved_at, told, remembered = self.state.seconds, self.state.step > 0, False
         with self._progress_bar() as bar, signals() as received, self._profiler(bar.write) as after_step:
             while True:
-                state.seconds = time.perf_counter() - started
-                if time_limit:  # its length in steps follows from the speed so far
-                    total_steps = time_limit * (state.step / state.seconds if state.step >= 5 else self.speed_guess)
-                    share = min(1.0, state.seconds / time_limit)
+                # What all processes do follows from what they agree on here, and from the loss, which is that of all.
+                seconds, stop = self.workers.largest(time.perf_counter() - started, *received[:1] or [0])
+                self.state.seconds = seconds
+                if stop:
+                    self.save_last()
+                    return int(stop)
+                if seconds - saved_at > 60 * self.config.save_every:
+                    try:
+                        self.save_last()
+                    except UserError as error:  # the one before is there
+                        again = f"the run goes on, and saves again in {self.config.save_every:g} min"
+                        bar.write(f"warning: {error}; {again}")
+                    saved_at = seconds
+                if self.time_limit:  # its length in steps follows from the speed so far
+                    step = self.state.step
+                    total_steps = self.time_limit * (step / seconds if step >= 5 else self.speed_guess)
+                    share = min(1.0, seconds / self.time_limit)
                 else:
-                    total_steps, share = self.planned_steps, min(1.0, state.step / self.planned_steps)
+                    total_steps, share = self.planned_steps, min(1.0, self.state.step / self.planned_steps)
 
+                if trouble := self._trouble(at_the_end=share >= 1):
+                    bar.write(self._roll_back(trouble))
+                    continue
                 if self._evaluation_is_due(share):
                     bar.write(self._evaluate())
-                    if self.config.patience and state.evaluations_since_best >= self.config.patience:
+                    if not math.isfinite(self.state.rows[-1]["val_loss"]):
+                        bar.write(self._roll_back("the validation loss is no number"))
+                        continue
+                    if self.config.patience and self.state.evaluations_since_best >= self.config.patience:
                         bar.write(f"stopped early: {self.config.patience} evaluations without a better validation loss")
                         return None
                 if share >= 1:
                     return None
-                self.step(total_steps, bar)
+                if note := self.step(total_steps, bar):
+                    bar.write(note)
                 after_step()
 
                 if self.steps_timed == MEMORY_STEPS and (peak := peak_memory(self.device)) and not remembered:
                     remembered = True
                     bar.write(f"memory     {peak / 1e9:.1f} GB at most so far")
-                if not told and not time_limit and self.step_seconds > 5 and self.steps_timed >= 5:
+                if not told and not self.time_limit and self.step_seconds > 5 and self.steps_timed >= 5:
                     told = True
-                    left = self.step_seconds / self.steps_timed * (self.planned_steps - state.step)
+                    left = self.step_seconds / self.steps_timed * (self.planned_steps - self.state.step)
                     if left > 60:
                         until = datetime.now() + timedelta(seconds=left)
                         bar.write(f"this will take about {duration(left)}, until {until:%H:%M}; Ctrl-C saves and stops")
-                if received or time.perf_counter() - saved_at > 60 * self.config.save_every:
-                    self._show(bar)  # and see that the loss is sound
-                    state.seconds = time.perf_counter() - started
-                    self.save_last()
-                    saved_at = time.perf_counter()
-                if received:
-                    return received[0]
 
-    def step(self, total_steps: float, bar: Any = None) -> None:
-        """One optimizer step, as a function of the step's number and the run's length."""
+    def step(self, total_steps: float, bar: Any = None) -> str:
+        """One optimizer step, as a function of the step's number and the run's length. Returns a note, mostly empty."""
         config, step = self.config, self.state.step
-        begun = time.perf_counter()
+        begun, note = time.perf_counter(), ""
         warmup: float | None = config.warmup_steps
         if warmup is None:  # fewer than some twenty steps harm a short run: docs/experiments.md
             warmup = max(0.05 * total_steps, min(20, 0.2 * total_steps))
-        self.state.rate = learning_rate(
+        self.state.rate = 0.5**self.state.rollbacks * learning_rate(
             step,
             total_steps,
             kind=config.schedule,
@@ -217,54 +314,122 @@ class Run:
         )
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = self.state.rate * group["rate_factor"]
-        torch.manual_seed((config.seed + 1_000_003 * (step + 1)) % 2**63)  # dropout, too, follows from the step
-        for number in range(step * config.grad_accum, (step + 1) * config.grad_accum):
-            with record_function("batch"):
-                ids, targets = self.feed(number)
-            with record_function("forward and loss"), autocast(self.device, self.dtype):
-                loss, _ = self.loss(ids, targets)
-                loss = loss / self.tokens_per_step  # summed over the batches: the mean over all tokens of the step
-            with record_function("backward"):
-                self.scaler.scale(loss).backward()
-            self.loss_sum += loss.detach()
+        while True:
+            seed = config.seed + 1_000_003 * (step + 1) + 1_000_000_007 * self.workers.rank
+            torch.manual_seed(seed % 2**63)  # dropout, too, follows from the step
+            try:
+                loss = self._gradients(step)
+                break
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error) or self.state.pieces >= self.batch_size or self.workers.world > 1:
+                    raise  # several processes are in the middle of an exchange
+            self._release_memory()
+            self.state.pieces *= 2
+            windows = -(-self.batch_size // self.state.pieces)
+            note = (
+                f"not enough memory for {self.batch_size} windows at a time: {windows} from here on, with equal results"
+            )
         with record_function("optimizer"):
-            self._update()
+            self._update(loss)
         self.state.step += 1
         if bar is not None and (begun - self.shown_at > REFRESH_SECONDS or self.state.step == self.planned_steps):
             self._show(bar)
         self.step_seconds += time.perf_counter() - begun
         self.steps_timed += 1
+        return note
 
-    def _update(self) -> None:
-        """Clip the gradient and let the optimizers step."""
+    def _gradients(self, step: int) -> Tensor:
+        """Forward and backward over the batches of a step: their mean loss, a scalar on the device."""
+        loss_sum = torch.zeros((), device=self.device)
+        own_tokens = self.tokens_per_step // self.workers.world
+        for number in range(step * self.grad_accum, (step + 1) * self.grad_accum):
+            with record_function("batch"):
+                batch = self.feed(number)
+            pieces = list(zip(*(tensor.tensor_split(self.state.pieces) for tensor in batch), strict=True))
+            for piece, (ids, targets) in enumerate(pieces, 1):
+                last = number == (step + 1) * self.grad_accum - 1 and piece == len(pieces)
+                with self.workers.last_of_step(self.loss, last):
+                    with record_function("forward and loss"), autocast(self.device, self.dtype):
+                        loss, _ = self.loss(ids, targets)
+                        loss = loss / own_tokens  # summed over the batches: the mean over all tokens of the step
+                    with record_function("backward"):
+                        self.scaler.scale(loss).backward()
+                loss_sum += loss.detach()
+        return self.workers.mean(loss_sum)
+
+    def _release_memory(self) -> None:
+        self.model.zero_grad(set_to_none=True)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _update(self, loss: Tensor) -> None:
+        """Clip the gradient and let the optimizers step; a gradient that is no number changes nothing.
+
+        On a GPU, which this would make wait, only fp16 is looked at here, and the rest by `_trouble`.
+        """
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        self.gradient_norm = clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
-        # A gradient may overflow in fp16, and then no optimizer may step. Elsewhere no GPU is made to wait for this.
-        if not self.scaler.is_enabled() or bool(self.gradient_norm.isfinite()):
+        self.gradient_norm = whole(clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf))
+        looked_at = self.device.type == "cpu" or self.scaler.is_enabled()
+        if not looked_at or bool(self.gradient_norm.isfinite() & loss.isfinite()):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
+            self.loss_sum += loss
+            self.recent_loss = loss if self.recent_loss is None else self.recent_loss.lerp(loss, 0.1)
+            self.state.skipped_in_a_row = 0
+        else:
+            self.state.skipped += 1
+            self.state.skipped_in_a_row += 1
         self.scaler.update()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def _show(self, bar: Any) -> None:
-        """Bring the progress bar up to date. Raises UserError where the loss is no number any more."""
-        steps = self.state.step - self.shown_step
-        if steps == 0:
-            return
-        mean_loss = float(self.loss_sum) / steps
-        if not math.isfinite(mean_loss):
-            raise UserError(
-                f"the loss is {mean_loss} at step {self.state.step:,}: try a --learning_rate below "
-                f"{self.peak_rate:.2g}; {self.out_dir / BEST} is the best model until then"
+    def _trouble(self, at_the_end: bool) -> str:
+        """What is wrong with the run, if anything; the loss is looked at every CHECK_STEPS steps and at the end."""
+        state = self.state
+        steps = state.step - state.checked_step
+        if state.skipped_in_a_row >= (min(steps, CHECK_STEPS) if at_the_end else CHECK_STEPS) > 0:
+            return f"the gradient was no number {state.skipped_in_a_row} times in a row"
+        if steps == 0 or not (at_the_end or steps >= CHECK_STEPS):
+            return ""
+        loss = float(self.loss_sum) / (steps - (state.skipped - state.checked_skipped))
+        if not math.isfinite(loss):
+            return "the loss is no number"
+        if loss > state.lowest_loss + SPIKE and steps >= CHECK_STEPS:
+            return f"the loss rose from {state.lowest_loss:.2f} to {loss:.2f}"
+        state.lowest_loss = min(state.lowest_loss, loss)
+        state.checked_step, state.checked_skipped = state.step, state.skipped
+        self.loss_sum.zero_()
+        return ""
+
+    def _roll_back(self, trouble: str) -> str:
+        """Go back to the last saved state with half the rate. Raises UserError where that was done too often."""
+        now = self.state
+        if now.rollbacks >= self.config.max_rollbacks:
+            returns = f", after {now.rollbacks} returns to an earlier state, each with half the rate" * (
+                now.rollbacks > 0
             )
-        now = time.perf_counter()
+            raise UserError(
+                f"step {now.step:,}: {trouble}{returns}: try a --learning_rate below {self.peak_rate:.2g}; "
+                f"{self.out_dir / BEST} is the best model until then"
+            )
+        saved = self.workers.first(lambda: folder.latest(self.out_dir)[0])
+        self.restore(saved, saved.training)
+        kept = self.state
+        kept.rollbacks, kept.pieces, kept.seconds = now.rollbacks + 1, now.pieces, now.seconds
+        kept.skipped, kept.checked_skipped = now.skipped, now.skipped - (kept.skipped - kept.checked_skipped)
+        self.shown_step = kept.step
+        times = f"{self.state.rollbacks} of at most {self.config.max_rollbacks} times"
+        return f"step {now.step:,}: {trouble}; back to step {self.state.step:,}, with half the learning rate ({times})"
+
+    def _show(self, bar: Any) -> None:
+        """Bring the progress bar up to date."""
+        now, steps = time.perf_counter(), max(1, self.state.step - self.shown_step)
         speed = steps * self.tokens_per_step / (now - self.shown_at)
-        bar.set_postfix_str(f"loss {mean_loss:.3f}, rate {self.state.rate:.1e}, {speed:,.0f} tokens/s", refresh=False)
+        loss = math.nan if self.recent_loss is None else float(self.recent_loss)
+        bar.set_postfix_str(f"loss {loss:.3f}, rate {self.state.rate:.1e}, {speed:,.0f} tokens/s", refresh=False)
         done = round(self.state.seconds) if self.time_limit else self.state.step
         bar.update(min(done, bar.total) - bar.n)
-        self.loss_sum.zero_()
         self.shown_at, self.shown_step = now, self.state.step
 
     def _profiler(self, tell: Callable[[str], None]) -> contextlib.AbstractContextManager[Callable[[], None]]:
@@ -298,10 +463,10 @@ class Run:
             for _ in range(2):  # the first one warms up
                 begun = time.perf_counter()
                 self.measure("val", 1)
-                batch_seconds = time.perf_counter() - begun
+                (batch_seconds,) = self.workers.largest(time.perf_counter() - begun)
             limit = 60 * config.max_minutes
             affordable = EVALUATION_SHARE * limit / batch_seconds
-            at_the_end = batch_seconds * len(self.corpus.val) / (self.batch_size * self.shape.context_length)
+            at_the_end = batch_seconds * len(self.corpus.val) * config.grad_accum / self.tokens_per_step
             self.time_limit = limit - min(at_the_end, 0.2 * limit)
             self.speed_guess = 1 / (3 * batch_seconds * config.grad_accum)  # steps a second
         affordable /= 2  # splits
@@ -322,10 +487,16 @@ class Run:
         return share >= 1 or share >= (math.floor(share_then * self.evaluations) + 1) / self.evaluations
 
     def measure(self, split: str, limit: int | None) -> Measures:
-        """The model as it is on `train` or `val`: on all of it, or on `limit` batches."""
+        """The model as it is on `train` or `val`: on all of it, or on `limit` batches of all processes."""
         tokens = self.corpus.train if split == "train" else self.corpus.val
         return evaluate(
-            self.model, tokens, self.corpus.tokenizer, batch_size=self.batch_size, dtype=self.dtype, limit=limit
+            self.model,
+            tokens,
+            self.corpus.tokenizer,
+            batch_size=self.batch_size,
+            dtype=self.dtype,
+            limit=limit and limit * self.windows // self.config.grad_accum,
+            workers=self.workers,
         )
 
     def _evaluate(self) -> str:
@@ -342,23 +513,47 @@ class Run:
                 learning_rate=state.rate,
                 gradient_norm=float(self.gradient_norm),
                 tokens_per_second=self.steps_timed * self.tokens_per_step / max(self.step_seconds, 1e-9),
+                skipped_steps=state.skipped,
+                rollbacks=state.rollbacks,
                 train=train,
                 val=val,
             )
         )
         self.step_seconds, self.steps_timed = 0.0, 0
-        if better:
-            state.best_loss, state.best_step = val.loss, state.step
-            self.save_best(train, val)
-        if len(state.rows) == 1:  # a new run is on the disk: what belongs to one that it overwrites would mislead
-            for path in (self.out_dir / LAST, *(self.out_dir / name for name in EXPORTS.values())):
-                if path.is_file():
-                    path.unlink()
-        warning = self._report(in_a_hurry=True)
+        with self.workers.together():
+            warning = self._keep(train, val, better)
+        self.state = self.workers.first(lambda: state)
         return warning + (
             f"step {state.step:>6,}   training loss {train.loss:.4f}   validation loss {val.loss:.4f}, "
             f"{val.bits_per_byte:.4f} bits per byte, accuracy {val.accuracy:.1%}{'  best so far' if better else ''}"
         )
+
+    def _keep(self, train: Measures, val: Measures, better: bool) -> str:
+        """Save the model if it is the best, let it write, bring the reports up to date. Returns warnings."""
+        state, weights = self.state, self.weights()
+        if self.workers.rank > 0:
+            return ""
+        if self.config.tensorboard:
+            self.board(state.rows[-1])
+        warning, best_before = "", (state.best_loss, state.best_step)
+        if better:
+            state.best_loss, state.best_step = val.loss, state.step
+            try:
+                self.save_best(train, val, weights)
+            except UserError as error:  # the next one that is better than what is there is saved
+                warning = f"warning: {error}\n"
+                state.best_loss, state.best_step = best_before
+        state.samples.append(self._sample(val, weights))
+        return warning + self._report(in_a_hurry=True)
+
+    def _sample(self, val: Measures, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+        """How the model, as it is, goes on from the first words of the validation text."""
+        model = Checkpoint(self.shape, weights, self.corpus.tokenizer, {}).model(self.device)
+        writer = TextModel(TorchEngine(model), self.corpus.tokenizer, {})
+        prompt = self.corpus.tokenizer.decode(self.corpus.val.ids[:SAMPLE_PROMPT].tolist())
+        text = writer.generate(prompt, max_length=SAMPLE_LENGTH, seed=0) if math.isfinite(val.loss) else ""
+        place = {"step": self.state.step, "seconds": round(self.state.seconds, 1), "val_loss": round(val.loss, 4)}
+        return {**place, "prompt": prompt, "text": text}
 
     def _report(self, in_a_hurry: bool) -> str:
         """Bring metrics.csv up to date, and training.png; in a hurry not so often that it costs 1 % of the time.
@@ -368,6 +563,7 @@ class Run:
         now = time.perf_counter()
         try:
             report.write_metrics(self.out_dir / METRICS, self.state.rows)
+            report.write_samples(self.out_dir / SAMPLES, self.state.samples)
             if not in_a_hurry or now - self.drawn_at > 100 * self.draw_seconds:
                 report.draw(self.out_dir / PLOT, self.state.rows, self.corpus.description)
                 self.drawn_at = time.perf_counter()
@@ -376,7 +572,12 @@ class Run:
             return f"warning: {error}\n"
         return ""
 
-    def save_best(self, train: Measures, val: Measures) -> None:
+    @functools.cached_property
+    def board(self) -> Callable[[report.Row], None]:
+        """Adds a row to what TensorBoard shows of this run."""
+        return report.tensorboard(self.out_dir / "tensorboard", self.state.rows)
+
+    def save_best(self, train: Measures, val: Measures, weights: Mapping[str, Tensor]) -> None:
         """best_model.pt: the model as it is now, and what is known of it."""
         facts = {
             "step": self.state.best_step,
@@ -384,60 +585,56 @@ class Run:
             "text": self.corpus.description,
             "train": dataclasses.asdict(train),
             "val": dataclasses.asdict(val),
-            "config": settings(self.config),
+            "config": folder.kept_settings(self.config),
         }
-        model = Checkpoint(self.shape, self.model.all_weights(), self.corpus.tokenizer, facts)
-        checkpoint.save(self.out_dir / BEST, model)
+        checkpoint.save(self.out_dir / BEST, Checkpoint(self.shape, weights, self.corpus.tokenizer, facts))
 
     def save_last(self) -> None:
-        """last.pt: all that --resume needs."""
-        self.state.gradient_norm = float(self.gradient_norm)
+        """last.pt: all that --resume needs, whatever the number of processes then."""
+        self.state.gradient_norm, self.state.checked_loss = float(self.gradient_norm), float(self.loss_sum)
         training = {
             "state": dataclasses.asdict(self.state),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizers": [self.workers.gathered(optimizer.state_dict()) for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "corpus": self.corpus.fingerprint,
             "batch_size": self.batch_size,
-            "rows": self.rows(),
-            "config": settings(self.config),
+            "windows": self.windows,
+            "launch": folder.launch(),
+            "rows": self.rows,
+            "config": folder.kept_settings(self.config),
         }
-        facts = {"step": self.state.step}
-        model = Checkpoint(self.shape, self.model.all_weights(), self.corpus.tokenizer, facts, training)
-        checkpoint.save(self.out_dir / LAST, model)
+        state = Checkpoint(self.shape, self.weights(), self.corpus.tokenizer, {"step": self.state.step}, training)
+        with self.workers.together():
+            if self.workers.rank == 0:
+                folder.save(self.out_dir, state)
 
     def finish(self) -> str:
         """Save the run, measure the best model on all of the validation text, and say what there is."""
         self.save_last()
-        warning = self._report(in_a_hurry=False)
         if self.state.best_step != self.state.step:
-            self.model.load_all_weights(checkpoint.load(self.out_dir / BEST).weights)
+            self._load(self.workers.first(lambda: checkpoint.load(self.out_dir / BEST).weights))
         train, val = self.measure("train", self.eval_batches), self.measure("val", None)
-        self.save_best(train, val)
+        weights = self.weights()
+        with self.workers.together():
+            return self._finish(train, val, weights) if self.workers.rank == 0 else ""
+
+    def _finish(self, train: Measures, val: Measures, weights: Mapping[str, Tensor]) -> str:
+        warning = self._report(in_a_hurry=False)
+        self.save_best(train, val, weights)
         return warning + (
             f"\ndone after {duration(self.state.seconds)}; the best model is that of step {self.state.best_step:,}\n"
             f"training   {train}\n"
             f"validation {val}\n"
-            f"speed      {self.speed()}\n"
+            f"speed      {plan.speed(self, self.state.rows)}\n"
             f"files      {', '.join(RUN_FILES)} in {self.out_dir.resolve()}\n"
             f"{self.export()}"
             f"next       {command('generate')} --model_path {shlex.quote(str(self.out_dir / BEST))} "
             '--prompt "Once upon a time" --max_length 100'
         )
 
-    def speed(self) -> str:
-        """Tokens a second over the run's steps, and how much of what the device can do at most that is."""
-        speeds = [row["tokens_per_second"] for row in self.state.rows if row["tokens_per_second"]]
-        rate = statistics.median(speeds) if speeds else 0.0
-        flops, peak = rate * self.flops_per_token(), peak_flops(self.device)
-        share = f"{flops / peak:.0%} of the device's peak (MFU)" if peak else "MFU unknown on this device"
-        return f"{rate:,.0f} tokens/s, {flops / 1e12:.3g} TFLOP/s, {share}"
-
-    def flops_per_token(self) -> float:
-        """Of forward and backward: 6 for each weight in a product, and attention's own (Chowdhery et al., 2022)."""
-        shape = self.shape
-        in_products = sum(p.numel() for name, p in self.model.named_parameters() if p.dim() == 2)
-        in_products -= self.model.position_embedding.weight.numel()
-        return 6 * in_products + 12 * shape.n_layer * shape.n_embd * shape.context_length
+    def files(self) -> list[str]:
+        """Names of what the run will leave."""
+        return [*RUN_FILES, *(path.name for path in self.exports())]
 
     def exports(self) -> dict[Path, str]:
         """The files and folders that `--export` asks for, and their formats."""
@@ -459,10 +656,16 @@ class Run:
         return "".join(lines)
 
     @functools.cached_property
-    def loss(self) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def loss(self) -> Loss:
+        """The model's loss, with gradients of all processes."""
+        with self.workers.together():
+            loss = self._compiled()
+        return self.workers.sharing_gradients(self.model, loss)
+
+    def _compiled(self) -> Loss:
         """The model's loss, compiled where asked for and possible: forward and backward are tried on one batch."""
         choice = self.config.compile
-        if choice == "off" or (choice == "auto" and self.device.type != "cuda"):
+        if choice == "off" or (choice == "auto" and (self.device.type != "cuda" or self.workers.sharded is not None)):
             return self.model.loss
         compiled = torch.compile(self.model.loss)
         try:
@@ -478,68 +681,23 @@ class Run:
             self.model.zero_grad(set_to_none=True)
         return compiled
 
-    def plan(self) -> str:
-        """What the run is about to do."""
-        config, corpus, shape = self.config, self.corpus, self.shape
-        length = f"{self.planned_steps:,} steps, {self.planned_steps / self.steps_per_epoch:.3g} passes over the text"
-        if config.max_minutes:
-            length = f"{config.max_minutes:g} minutes"
-        place = {
-            "cpu": lambda: f"CPU, {torch.get_num_threads()} threads",
-            "cuda": lambda: torch.cuda.get_device_name(self.device),
-            "mps": lambda: "Apple GPU",
-        }[self.device.type]()
-        precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[self.dtype]
-        in_use = f", of which the text uses {self.used:,}" if self.used < shape.vocab_size else ""
-        files = [*RUN_FILES, *(path.name for path in self.exports())]
-        lines = [
-            f"text       {corpus.description}",
-            f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate; "
-            f"{corpus.train.text_bytes / len(corpus.train):.2f} bytes each\n"
-            f"tokenizer  {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}{in_use}",
-            f"model      {self.parameters():,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
-            f"width {shape.n_embd}, context {shape.context_length}",
-            f"run        {length}; {self.tokens_per_step:,} tokens a step, {self.steps_per_epoch:,.1f} steps a pass",
-            f"device     {place}, {precision}; about {self.memory_estimate(self.batch_size) / 1e9:.1f} GB of memory",
-            f"files      {', '.join(files)} in {self.out_dir.resolve()}",
-        ]
-        if self.state.step:
-            lines.append(f"resuming   after step {self.state.step:,}, {duration(self.state.seconds)} into the run")
-        return "\n".join(lines)
 
-    def rows(self) -> int:
-        """Rows of the embedding in training: one for each token that the text uses, and for those it does not."""
-        return self.model.token_embedding.num_embeddings
+def prepared(config: TrainConfig, tokenizer: Tokenizer | None, workers: Workers) -> Corpus:
+    """The tokens of the run's text: one process of each machine makes them, the others find them in its cache.
 
-    def parameters(self) -> int:
-        """Number of the model's weights, the tied output layer counted once."""
-        in_training = sum(parameter.numel() for parameter in self.model.parameters())
-        return in_training + (self.shape.vocab_size - self.rows()) * self.shape.n_embd
-
-    def _pick_batch_size(self) -> int:
-        """Windows in a batch: the more tokens the run will see, the larger, by their root (docs/experiments.md)."""
-        config, context = self.config, self.shape.context_length
-        tokens = config.epochs * len(self.corpus.train)
-        if config.max_minutes:
-            tokens = 60 * config.max_minutes * 0.5 * flops(self.device, self.dtype) / self.flops_per_token()
-        if config.max_steps:
-            tokens = (config.max_steps * TOKENS_PER_STEP) ** 2 / 1e6  # so that they are the steps times the batch
-        fewest = 1 << 15 if self.device.type == "cuda" else TOKENS_PER_STEP  # a GPU is not filled by less
-        wanted = max(TOKENS_PER_STEP * math.sqrt(tokens / 1e6), fewest) / (context * config.grad_accum)
-        sizes = sorted([2**n for n in range(12)] + [3 * 2**n for n in range(11)])  # 1 2 3 4 6 8 12 16 ...
-        room = 0.8 * total_memory(self.device)
-        fitting = [size for size in sizes if self.memory_estimate(size) < room] or [1]
-        return min(fitting, key=lambda size: abs(math.log(size / wanted)))
-
-    def memory_estimate(self, batch_size: int) -> float:
-        """Bytes at the peak: weights, gradients, averages; the head's gradient and logits; activations; PyTorch."""
-        shape, tokens = self.shape, batch_size * self.shape.context_length
-        in_training = sum(parameter.numel() for parameter in self.model.parameters())
-        weights = 16 * in_training + 8 * self.rows() * shape.n_embd
-        logits = min(CHUNK_ELEMENTS, tokens * self.rows()) * (4 if self.dtype == torch.float32 else 6)
-        layers_kept = 1 if self.config.activation_checkpointing else shape.n_layer
-        activations = tokens * shape.n_embd * 4 * (18 * layers_kept + shape.n_layer + 4)
-        return weights + logits + activations + PYTORCH_BYTES
+    Raises UserError where another machine has another text.
+    """
+    corpus = None
+    for turn in (workers.local_rank == 0, workers.local_rank > 0):
+        with workers.together():
+            corpus = prepare(config.data, config.model.vocab_size, tokenizer) if turn else corpus
+    assert corpus is not None
+    ids = corpus.train.ids
+    sample = zlib.crc32(ids[:: 1 + len(ids) // 1_000_000].tobytes())
+    found = (len(ids), len(corpus.val), corpus.tokenizer.fingerprint, sample)
+    if workers.first(lambda: found) != found:
+        raise UserError("the text here is not that of the first process: give every machine the same --dataset")
+    return corpus
 
 
 def check_length(corpus: Corpus, context_length: int) -> None:
@@ -552,57 +710,10 @@ def check_length(corpus: Corpus, context_length: int) -> None:
         )
 
 
-def open_folder(config: TrainConfig, out_dir: Path) -> Checkpoint | None:
-    """Make `out_dir` ready for a run; returns its last.pt where the run is to be continued.
-
-    Raises UserError where it holds a run that neither --resume nor --overwrite was given for, cannot be written to, or
-    was started with settings that a resumed run must not change.
-    """
-    try:
-        out_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make --out_dir {out_dir}: {error.strerror}") from error
-    if not os.access(out_dir, os.W_OK):
-        raise UserError(f"cannot write to --out_dir {out_dir}: permission denied")
-    if not config.resume:
-        there = [name for name in (*RUN_FILES, *EXPORTS.values()) if (out_dir / name).exists()]
-        if there and not config.overwrite:
-            raise UserError(
-                f"{out_dir.resolve()} already holds a run ({', '.join(there)}): "
-                "continue it with --resume, replace it with --overwrite, or choose another folder with --out_dir"
-            )
-        return None
-    if not (out_dir / LAST).exists():
-        raise UserError(f"nothing to resume: no {out_dir / LAST}; leave out --resume, or name the run's --out_dir")
-    saved = checkpoint.load(out_dir / LAST)
-    if saved.training is None:
-        raise UserError(f"{out_dir / LAST} is a model, but not a run that can be continued")
-    old, new = saved.training["config"], settings(config)
-    fixed = (
-        {"batch_size", "grad_accum", "optimizer", "weight_decay", "beta1", "beta2", "seed"}
-        | flags(ModelConfig).keys()
-        | flags(DataConfig).keys() - {"cache_dir"}
-    )
-    changed = [name for name in sorted(fixed) if old.get(name) != new[name]]
-    if changed:
-        raise UserError(
-            *(f"--{name} was {old.get(name)} and cannot become {new[name]} in a resumed run" for name in changed),
-            "leave these flags out to continue, or start again with --overwrite",
-        )
-    return saved
-
-
 def shape_of(init_from: str) -> dict[str, Any]:
     """The flags that the model to go on from decides."""
     shape = settings(open_model(user_path(init_from)).config)
     return {name: value for name, value in shape.items() if name not in ("dropout", "attention")}
-
-
-def stored_settings(out_dir: str) -> dict[str, Any]:
-    """The flags that the run in `out_dir` was started with; none where there is no run to resume."""
-    path = user_path(out_dir) / LAST
-    training = checkpoint.load(path).training if path.exists() else None
-    return {} if training is None else {**training["config"], "out_dir": out_dir, "overwrite": False}
 
 
 @contextlib.contextmanager
@@ -625,14 +736,3 @@ def signals() -> Iterator[list[int]]:
         yield received
     finally:
         restore()
-
-
-def duration(seconds: float) -> str:
-    """`seconds` for people: 45 s, 2 min 42 s, 12 min, 3 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

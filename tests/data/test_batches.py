@@ -88,7 +88,7 @@ def test_an_evaluation_has_every_target_once():
 
 def test_a_limited_evaluation_is_spread_over_the_text():
     tokens = np.arange(8001)
-    batches = evaluation_batches(tokens, 4, 8, limit=2)
+    batches = evaluation_batches(tokens, 4, 8, limit=8)
     assert [len(starts) for starts in batches] == [4, 4]
     starts = np.concatenate(batches)
     assert starts[0] == 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -214,31 +215,43 @@ class TestCache:
         assert list((tmp_path / "cache").iterdir()) == []
         assert prepare(config, 50_257).train.documents > 30
 
-    def test_a_file_cut_short_is_refused(self, config, tmp_path):
-        prepare(config, 50_257)
-        (file,) = (tmp_path / "cache").glob("*/train.bin")
-        file.write_bytes(file.read_bytes()[:-2])
-        with pytest.raises(UserError, match="damaged: delete that folder"):
-            prepare(config, 50_257)
-
-    @pytest.mark.parametrize("name", ["tokenizer.npz", "train.json", "val.bin"])
-    @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"x")])
-    def test_a_damaged_file_is_refused(self, config, tmp_path, name, damage):
-        prepare(config, 50_257)
+    @pytest.mark.parametrize("name", ["tokenizer.npz", "train.json", "val.bin", "train.bin", "checksums.json"])
+    @pytest.mark.parametrize(
+        "damage",
+        [Path.unlink, lambda path: path.write_bytes(b"x"), lambda path: path.write_bytes(path.read_bytes()[:-2])],
+    )
+    def test_a_damaged_file_is_said_and_made_again(self, config, tmp_path, name, damage, capfd):
+        first = prepare(config, 50_257)
+        expected = [first.train.ids.tolist(), first.val.ids.tolist()]
         (file,) = (tmp_path / "cache").glob(f"*/{name}")
+        whole = file.read_bytes()
         damage(file)
-        with pytest.raises(UserError, match="damaged: delete that folder"):
-            prepare(config, 50_257)
+        again = prepare(config, 50_257)
+        assert [again.train.ids.tolist(), again.val.ids.tolist()] == expected
+        assert again.fingerprint == first.fingerprint
+        said = capfd.readouterr().err
+        assert said.count("\n") == 1
+        assert f"the token files in {file.parent} are damaged (" in said
+        assert file.read_bytes() == whole
+        assert [path.name for path in (tmp_path / "cache").iterdir()] == [first.fingerprint]
 
-    def test_a_cache_that_cannot_be_written_is_named(self, config, tmp_path):
+    @pytest.mark.parametrize("name", ["file/cache", "file", "x" * 300, "\0"])
+    def test_a_cache_that_cannot_be_written_is_named(self, config, tmp_path, name):
         (tmp_path / "file").write_text("")
-        with pytest.raises(UserError, match=r"cannot write token files in .*--cache_dir"):
-            prepare(dataclasses.replace(config, cache_dir=str(tmp_path / "file" / "cache")), 50_257)
+        with pytest.raises(UserError, match=r"cannot write token files in (?s:.*)--cache_dir"):
+            prepare(dataclasses.replace(config, cache_dir=str(tmp_path / name)), 50_257)
+
+    def test_a_file_of_another_programs_does_no_harm(self, config, tmp_path, capfd):
+        folder = tmp_path / "cache" / prepare(config, 50_257).fingerprint
+        (folder / ".nfs0001").write_text("a network file system's")
+        prepare(config, 50_257)
+        assert capfd.readouterr().err == ""
+        assert (folder / ".nfs0001").exists()
 
     def test_what_lies_there_is_plain(self, config, tmp_path):
         prepare(config, 500)
         (folder,) = (tmp_path / "cache").iterdir()
         assert sorted(path.name for path in folder.iterdir()) == [
-            "tokenizer.npz", "train.bin", "train.json", "val.bin", "val.json",
+            "checksums.json", "tokenizer.npz", "train.bin", "train.json", "val.bin", "val.json",
         ]  # fmt: skip
         assert json.loads((folder / "train.json").read_text()).keys() == {"tokens", "documents", "text_bytes", "dtype"}

@@ -511,6 +511,13 @@ def test_malformed_json(here, monkeypatch, text, line, problem, size):
     assert refusal("a.jsonl") == f"a.jsonl, line {line}, is malformed: {problem}; mend or delete that line"
 
 
+@pytest.mark.parametrize("row", ["[" * 100_000, '{"a":' * 100_000, '{"text": "b", "n": ' + "9" * 5_000 + "}"])
+def test_json_beyond_pythons_limits(here, row):
+    Path("a.jsonl").write_text('{"text": "a"}\n' + row)
+    problem = "a number has too many digits, or too many brackets are open"
+    assert refusal("a.jsonl") == f"a.jsonl, line 2, is malformed: {problem}; mend or delete that line"
+
+
 def test_malformed_csv(here):
     Path("a.csv").write_text("text,n\none,1\ntwo, three,2\n")
     Path("b.csv").write_text('text\n"o\nne"\n"two\nthree\n')

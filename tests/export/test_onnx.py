@@ -254,6 +254,32 @@ def test_flipped_bits_never_end_in_a_traceback(tmp_path):
     assert not [line for line in said if "\n" in line]
 
 
+def test_the_file_ends_with_its_own_checksum(path, tmp_path, capsys):
+    """An entry of the metadata like others, which stays true where a program saves the file as it was."""
+    model = onnx.load(path)
+    last = model.metadata_props[-1]
+    assert last.key == "checksum"
+    assert path.read_bytes()[-20:] == b"\x0a\x08checksum\x12\x08" + last.value.encode()
+    onnx.save(model, tmp_path / "again.onnx")
+    assert OnnxEngine(tmp_path / "again.onnx").facts == {"val": {"loss": 1.5}}
+    model.graph.node[0].name = "another"
+    onnx.save(model, tmp_path / "changed.onnx")
+    assert "is damaged, or another program has changed it: export it again" in says(tmp_path / "changed.onnx", capsys)
+    del model.metadata_props[-1]
+    onnx.save(model, tmp_path / "without.onnx")
+    assert "has lost its checksum, or is of an early version: export it" in says(tmp_path / "without.onnx", capsys)
+
+
+def test_a_damaged_file_never_reaches_the_runtime(path, tmp_path, monkeypatch):
+    """A damaged graph could end the process."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "m.onnx").write_bytes(content)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match="is damaged"):
+        OnnxEngine(tmp_path / "m.onnx")
+
+
 def foreign(path, names, **metadata):
     """An ONNX file that has nothing to do with ours."""
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [1, 2, 3, 4]) for name in names]

@@ -152,3 +152,18 @@ def test_an_export_is_called_one(tmp_path, name):
     (tmp_path / name).write_bytes(b"x" * 100)
     assert "is an export (" in refusal(tmp_path / name)
     assert "give the checkpoint, such as best_model.pt" in refusal(tmp_path / name)
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed(saved, monkeypatch):
+    """As a run replaces best_model.pt under whoever reads it: what was checked is what is loaded."""
+    path, model = saved
+    right = checkpoint.check_records
+
+    def then_replaced(file):
+        right(file)
+        checkpoint.save(path, Checkpoint(SHAPE, GPT(SHAPE).state_dict(), gpt2(), {"val": {"loss": 1.0}}))
+
+    monkeypatch.setattr(checkpoint, "check_records", then_replaced)
+    loaded = checkpoint.load(path)
+    assert loaded.facts == {"val": {"loss": 1.5}}
+    assert torch.equal(loaded.weights["token_embedding.weight"], model.token_embedding.weight)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,8 +22,10 @@ from slm.data.stories import stories
 from slm.errors import UserError
 from slm.inference.onnx_engine import OnnxEngine
 from slm.model import checkpoint
-from slm.training import trainer
-from slm.training.trainer import RUN_FILES, Run, duration, main
+from slm.training import folder, plan, trainer
+from slm.training.folder import RUN_FILES
+from slm.training.plan import duration
+from slm.training.trainer import Run, main
 
 CPU = torch.device("cpu")
 
@@ -37,6 +40,7 @@ def text(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def called_by_script(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 3)  # a longer one would take most of a test's time
 
 
 @pytest.fixture
@@ -69,15 +73,16 @@ def final_weights(config):
     return load(config, "last.pt").weights
 
 
-def new_run(config, dtype=torch.float32):
-    trainer.open_folder(config, Path(config.out_dir))
-    return Run(config, prepare(config.data, config.model.vocab_size), CPU, dtype)
+def new_run(config, dtype=torch.float32, start=None):
+    with folder.opened(config):
+        pass
+    return Run(config, prepare(config.data, config.model.vocab_size), CPU, dtype, start)
 
 
 def test_a_run_learns_and_leaves_its_files(config, capsys):
     config = change(config, max_steps=60, learning_rate=0.02, export="onnx")
     assert main(config) == 0
-    assert {path.name for path in Path(config.out_dir).iterdir()} == {*RUN_FILES, "best_model.onnx"}
+    assert {path.name for path in Path(config.out_dir).iterdir()} == {*RUN_FILES, ".lock", "best_model.onnx"}
     first, last = rows(config)[0], rows(config)[-1]
     assert first["val_loss"] == pytest.approx(math.log(400), abs=0.1)
     assert last["val_loss"] < first["val_loss"] - 1
@@ -100,7 +105,7 @@ def test_metrics_have_a_row_for_each_evaluation(config):
     main(change(config, eval_every=3))
     assert [row["step"] for row in rows(config)] == [0, 3, 6, 8]
     assert set(rows(config)[0]) == {
-        "step", "epoch", "seconds", "learning_rate", "gradient_norm", "tokens_per_second",
+        "step", "epoch", "seconds", "learning_rate", "gradient_norm", "tokens_per_second", "skipped_steps", "rollbacks",
         "train_loss", "train_perplexity", "train_accuracy", "train_bits_per_byte",
         "val_loss", "val_perplexity", "val_accuracy", "val_bits_per_byte",
     }  # fmt: skip
@@ -192,7 +197,7 @@ def test_muon_takes_the_matrices_of_the_blocks(config):
     assert sorted(tuple(p.shape) for p in group["params"]) == 2 * [(16, 16)] + 2 * [(16, 64)] + 2 * [(48, 16)] + 2 * [
         (64, 16)
     ]
-    assert [tuple(p.shape) for p in adamw.param_groups[0]["params"]] == [(run.rows(), 16), (16, 16)]
+    assert [tuple(p.shape) for p in adamw.param_groups[0]["params"]] == [(run.rows, 16), (16, 16)]
 
 
 def test_muon_learns(config):
@@ -200,33 +205,71 @@ def test_muon_learns(config):
     assert rows(config)[-1]["val_loss"] < math.log(400) - 1
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"dropout": 0.2}, {"grad_accum": 2, "schedule": "cosine"}, {"optimizer": "muon", "schedule": "wsd"}]
-)
-def test_stopped_and_resumed_equals_undisturbed(config, tmp_path, changes, monkeypatch, capsys):
-    config = change(
-        config, max_steps=50, eval_every=10, **changes
-    )  # an epoch has some 80 steps, of grad_accum 2 some 40
-    undisturbed = final_weights(change(config, out_dir=str(tmp_path / "undisturbed")))
-    step = Run.step
+def stopped_at(monkeypatch, step, number=signal.SIGINT):
+    """From now on a run gets a signal in the middle of this step."""
+    whole = Run.step
 
     def interrupted(self, *arguments):
-        step(self, *arguments)
-        if self.state.step == 23:
-            os.kill(os.getpid(), signal.SIGINT)
+        if self.state.step == step - 1:
+            os.kill(os.getpid(), number)
+        return whole(self, *arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
-        assert main(config) == 128 + signal.SIGINT
-    assert "after step 23; to go on: python train.py --resume --out_dir" in capsys.readouterr().out
-    resumed = final_weights(dataclasses.replace(config, resume=True))
-    for name, weight in undisturbed.items():
-        assert torch.equal(weight, resumed[name]), name
-    timeless = [
-        [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows(each)]
-        for each in (config, change(config, out_dir=str(tmp_path / "undisturbed")))
+    monkeypatch.setattr(Run, "step", interrupted)
+
+
+def assert_same(one, other):
+    """The same values, bit for bit, in nested dicts and lists of tensors and numbers."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert_same(one[name], other[name])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for pair in zip(one, other, strict=True):
+            assert_same(*pair)
+    else:
+        assert one == other
+
+
+def timeless(config):
+    """metrics.csv and samples.jsonl without what the clock decides."""
+    clock = ("seconds", "tokens_per_second")
+    samples = (Path(config.out_dir) / "samples.jsonl").read_text().splitlines()
+    return [
+        [{name: value for name, value in row.items() if name not in clock} for row in table]
+        for table in (rows(config), map(json.loads, samples))
     ]
-    assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("stop", [1, 23, 40])  # 40: where an evaluation is due
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adamw", "dropout": 0.2},
+        {"optimizer": "adamw", "schedule": "cosine", "batch_size": 16, "grad_accum": 2},
+        {"optimizer": "muon", "schedule": "wsd", "batch_size": 24, "dropout": 0.1},
+    ],
+)
+def test_stopped_and_resumed_equals_undisturbed_to_the_bit(config, tmp_path, changes, stop, monkeypatch, capsys):
+    """With 16 or 24 windows a step an epoch ends in the middle of the run."""
+    config = change(config, max_steps=50, eval_every=10, **changes)
+    undisturbed = change(config, out_dir=str(tmp_path / "undisturbed"))
+    main(undisturbed)
+    assert "passes" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        stopped_at(patch, stop)
+        assert main(config) == 128 + signal.SIGINT
+    assert f"after step {stop}; to go on: python train.py --resume --out_dir" in capsys.readouterr().out
+    main(dataclasses.replace(config, resume=True))
+    one, other = load(undisturbed, "last.pt"), load(config, "last.pt")
+    assert_same(dict(one.weights), dict(other.weights))
+    assert_same(one.training["optimizers"], other.training["optimizers"])
+    assert timeless(undisturbed) == timeless(config)
+    best = [(Path(each.out_dir) / "best_model.pt").read_bytes() for each in (undisturbed, config)]
+    assert best[0] == best[1]
 
 
 @pytest.mark.parametrize("stop", [20, 21])
@@ -234,15 +277,8 @@ def test_stopped_at_an_evaluation_it_is_made_on_resume(config, stop, monkeypatch
     config = change(config, max_steps=60)
     final_weights(change(config, out_dir=str(tmp_path / "undisturbed")))
     undisturbed = rows(change(config, out_dir=str(tmp_path / "undisturbed")))
-    step = Run.step
-
-    def interrupted(self, *arguments):
-        step(self, *arguments)
-        if self.state.step == stop:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", interrupted)
+        stopped_at(patch, stop, signal.SIGTERM)
         assert main(config) == 128 + signal.SIGTERM
     final_weights(dataclasses.replace(config, resume=True))
     for name in ("step", "learning_rate", "gradient_norm", "val_loss"):
@@ -275,6 +311,111 @@ def test_what_must_not_change_on_resume_is_refused_by_name(config):
         main(change(config, resume=True, batch_size=8, n_layer=3))
     assert "--batch_size was 4 and cannot become 8 in a resumed run" in error.value.problems
     assert "--n_layer was 2 and cannot become 3 in a resumed run" in error.value.problems
+
+
+def test_a_changed_rate_and_length_are_taken_and_told(config, capsys):
+    main(config)
+    capsys.readouterr()
+    assert main(change(config, resume=True, learning_rate=0.001, max_steps=12)) == 0
+    said = capsys.readouterr().out
+    assert "--learning_rate was None, and is 0.001 from here on" in said
+    assert "--max_steps was 8, and is 12 from here on" in said
+    assert load(config, "last.pt").training["config"]["learning_rate"] == 0.001
+
+
+def test_a_second_signal_stops_at_once_and_what_was_saved_is_whole(config, monkeypatch):
+    main(change(config, max_steps=4))
+    with monkeypatch.context() as patch:
+        whole = Run.step
+
+        def twice(self, *arguments):
+            if self.state.step == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+                os.kill(os.getpid(), signal.SIGINT)
+            return whole(self, *arguments)
+
+        patch.setattr(Run, "step", twice)
+        with pytest.raises(KeyboardInterrupt):
+            main(change(config, resume=True))
+    assert load(config, "last.pt").facts["step"] == 4
+
+
+def test_a_run_by_the_clock_goes_on_with_the_time_that_was_left(config, monkeypatch):
+    clock = iter(0.01 * tick for tick in range(10**9))
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
+    config = change(config, max_steps=None, max_minutes=0.1)
+    with monkeypatch.context() as patch:
+        stopped_at(patch, 15)
+        assert main(config) == 130
+    used = load(config, "last.pt").training["state"]["seconds"]
+    assert 0.5 < used < 4
+    main(dataclasses.replace(config, resume=True))
+    assert used < rows(config)[-1]["seconds"] <= 6.1
+    assert load(config, "last.pt").facts["step"] > 15
+
+
+def test_a_broken_last_state_gives_way_to_the_one_before(config, capsys):
+    main(config)
+    main(change(config, resume=True, max_steps=12))
+    path = Path(config.out_dir) / "last.pt"
+    path.write_bytes(path.read_bytes()[:-2000])
+    (before,) = [load(config, name).facts["step"] for name in ("last.previous.pt",)]
+    assert before == 8
+    assert main(change(config, resume=True, max_steps=14)) == 0
+    assert "note: " in (said := capsys.readouterr().out)
+    assert "last.pt is not a checkpoint that can be opened" in said
+    assert "going on from last.previous.pt" in said
+    assert "resuming   after step 8" in said
+    path.write_bytes(b"")
+    (path.parent / "last.previous.pt").write_bytes(b"")
+    with pytest.raises(UserError, match=r"last\.pt is not a checkpoint that can be opened"):
+        main(change(config, resume=True))
+
+
+def test_a_second_run_in_the_same_folder_is_refused(config, monkeypatch):
+    """flock is held by an open file, not by a process: a second opening is refused within one process, too."""
+    whole = Run.step
+
+    def second(self, *arguments):
+        if self.state.step == 3:
+            with pytest.raises(
+                UserError, match=rf"another run is at work in .* \(process {os.getpid()}\): wait for it"
+            ):
+                main(change(config, resume=True))
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(Run, "step", second)
+    assert main(config) == 0
+
+
+def test_the_lock_of_a_process_that_is_gone_is_no_lock(config):
+    out_dir = Path(config.out_dir)
+    out_dir.mkdir()
+    program = (
+        "import os, sys, time; from pathlib import Path; from slm.files import locked\n"
+        "with locked(Path(sys.argv[1]), 'busy', 'or not'):\n    os.kill(os.getpid(), 9)"
+    )
+    code = subprocess.run([sys.executable, "-c", program, str(out_dir / ".lock")]).returncode
+    assert code == -signal.SIGKILL
+    assert (out_dir / ".lock").read_text().strip().isdigit()
+    assert main(config) == 0
+
+
+LOSSES = [
+    6.0057, 5.8916, 5.7238, 5.5139, 5.2811, 5.1046, 4.8408, 4.7587, 4.6791, 4.6326,
+    4.5295, 4.5448, 4.4688, 4.5793, 4.7217, 4.7078, 4.3808, 4.7253, 4.5947, 4.4818,
+]  # fmt: skip
+
+
+def test_the_mathematics_is_what_it_was(config):
+    """The mean loss of each of 20 steps, as literal numbers: no change of the code changes them unseen."""
+    run = new_run(change(config, optimizer="muon", dropout=0.1, batch_size=8, grad_accum=2, learning_rate=0.02))
+    losses = []
+    for _ in range(20):
+        before = float(run.loss_sum)
+        run.step(20)
+        losses.append(float(run.loss_sum) - before)
+    assert losses == pytest.approx(LOSSES, abs=2e-4)
 
 
 def test_a_changed_text_is_refused_on_resume(config, tmp_path):
@@ -356,11 +497,122 @@ def test_warm_up_is_a_twentieth_of_the_run_but_no_less_than_a_short_one_needs(co
     assert seen == [pytest.approx(warmup)]
 
 
-def test_a_loss_that_is_no_number_stops_with_an_explanation(config, monkeypatch):
-    monkeypatch.setattr(trainer, "REFRESH_SECONDS", 0.0)
-    with pytest.raises(UserError, match=r"the loss is nan at step .*: try a --learning_rate below 1e\+30"):
+def test_a_loss_that_is_no_number_stops_with_an_explanation(config):
+    with pytest.raises(
+        UserError, match=r"step .*: .* no number, after 3 returns .*: try a --learning_rate below 1e\+30"
+    ):
         main(change(config, learning_rate=1e30, grad_clip=0.0, warmup_steps=0))
     assert load(config).facts["step"] == 0
+    assert all(weight.isfinite().all() for weight in load(config, "last.pt").weights.values())
+
+
+def break_gradients(monkeypatch, steps):
+    """From now on the loss of these steps, in the order in which they are made, is no number."""
+    gradients, count = Run._gradients, iter(range(10**9))
+
+    def broken(self, step):
+        loss = gradients(self, step)
+        if next(count) in steps:
+            for parameter in self.model.parameters():
+                parameter.grad.fill_(math.nan)
+            loss = loss * math.nan
+        return loss
+
+    monkeypatch.setattr(Run, "_gradients", broken)
+
+
+def test_a_gradient_that_is_no_number_changes_nothing(config, monkeypatch):
+    break_gradients(monkeypatch, {2, 5})
+    main(change(config, eval_every=4))
+    assert [(row["step"], row["skipped_steps"], row["rollbacks"]) for row in rows(config)] == [
+        (0, 0, 0), (4, 1, 0), (8, 2, 0)
+    ]  # fmt: skip
+    assert math.isfinite(rows(config)[-1]["val_loss"])
+
+
+def test_a_run_whose_gradients_stay_broken_goes_back_and_on_with_half_the_rate(config, monkeypatch, capsys):
+    break_gradients(monkeypatch, range(30, 50))
+    save_last = Run.save_last
+    monkeypatch.setattr(Run, "save_last", lambda run: save_last(run) if run.state.step in (0, 30, 60) else None)
+    config = change(config, max_steps=60, eval_every=30, schedule="wsd", warmup_steps=0, save_every=1e-9)
+    main(config)
+    said = "".join(capsys.readouterr())
+    assert (
+        "step 50: the gradient was no number 20 times in a row; back to step 30, with half the learning rate (1 of"
+        in said
+    )
+    before, after = rows(config)[1:]
+    assert (before["step"], after["step"], after["skipped_steps"], after["rollbacks"]) == (30, 60, 20, 1)
+    monkeypatch.undo()
+    run = new_run(config := change(config, resume=True, overwrite=False), start=load(config, "last.pt"))
+    assert run.state.rollbacks == 1
+    run.step(1000)
+    assert run.state.rate == pytest.approx(0.5 * run.peak_rate)
+
+
+def test_a_loss_that_rises_by_more_than_a_nat_is_a_breakdown(config):
+    run = new_run(config)
+    run.state.step = 20
+    run.loss_sum.fill_(20 * 4.0)
+    assert run._trouble(at_the_end=False) == ""
+    run.state.step = 39
+    run.loss_sum.fill_(19 * 9.0)
+    assert run._trouble(at_the_end=False) == ""  # too early to tell
+    run.state.step = 40
+    run.loss_sum.fill_(20 * 4.9)
+    assert run._trouble(at_the_end=False) == ""
+    run.state.step = 60
+    run.loss_sum.fill_(20 * 5.1)
+    assert run._trouble(at_the_end=False) == "the loss rose from 4.00 to 5.10"
+
+
+def test_an_overflow_storm_in_fp16_goes_back_and_stops_in_the_end(config, monkeypatch):
+    monkeypatch.setattr(trainer, "pick_precision", lambda *_: torch.float16)
+    break_gradients(monkeypatch, range(10**6))
+    with pytest.raises(UserError, match=r"step 20: the gradient was no number 20 times in a row, after 2 returns"):
+        main(change(config, max_steps=100, max_rollbacks=2))
+
+
+@pytest.mark.parametrize("grad_accum", [1, 2])
+def test_too_little_memory_halves_what_is_computed_at_a_time_and_changes_no_result(
+    config, grad_accum, monkeypatch, capsys
+):
+    config = change(config, grad_accum=grad_accum, dropout=0.0)
+    whole = change(config, out_dir=config.out_dir + "-whole")
+    main(whole)
+    sizes = []
+
+    def small(run):
+        def loss(ids, targets):
+            sizes.append(len(ids))
+            if len(ids) > 1:
+                raise RuntimeError(
+                    "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+                )
+            return run.model.loss(ids, targets)
+
+        return loss
+
+    monkeypatch.setattr(Run, "loss", property(small))
+    main(config)
+    assert [row["val_loss"] for row in rows(config)] == pytest.approx(
+        [row["val_loss"] for row in rows(whole)], rel=1e-5
+    )
+    assert sizes == [4, 2] + [1] * (4 * grad_accum * 8)
+    said = "".join(capsys.readouterr())
+    assert said.count("not enough memory for 4 windows at a time: 1 from here on, with equal results") == 1
+
+
+def test_too_little_memory_for_a_single_window_is_an_error(config, monkeypatch, capsys):
+    def none(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(Run, "loss", property(lambda run: none))
+    flags = [f"--{name}={value}" for name, value in {**folder.kept_settings(config), "out_dir": config.out_dir}.items()
+             if value is not None and name in ("dataset", "cache_dir", "vocab_size", "n_layer", "n_head", "n_embd",
+             "context_length", "batch_size", "max_steps", "precision", "device", "out_dir")]  # fmt: skip
+    assert command(["train", *flags]) == 2
+    assert "error: not enough memory: make --batch_size smaller" in capsys.readouterr().err
 
 
 def test_compiling_falls_back_with_one_line(config, monkeypatch, capsys):
@@ -397,6 +649,27 @@ def test_a_picture_that_cannot_be_written_does_not_stop_the_run(config, monkeypa
     monkeypatch.setattr(trainer.report, "draw", refused)
     assert main(config) == 0
     assert "warning: cannot write training.png" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_what_metrics_hold(config):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = change(config, tensorboard=True, eval_every=4)
+    main(config)
+    main(change(config, resume=True, max_steps=12))
+    shown = reader.EventAccumulator(str(Path(config.out_dir) / "tensorboard")).Reload()
+    curve = [(event.step, event.value) for event in shown.Scalars("loss/val")]
+    assert curve == [(row["step"], pytest.approx(row["val_loss"], rel=1e-5)) for row in rows(config)]
+    assert {"loss/train", "accuracy/val", "learning_rate", "gradient_norm", "tokens_per_second"} <= {
+        *shown.Tags()["scalars"]
+    }
+
+
+def test_deterministic_asks_pytorch_for_it(config):
+    main(change(config, deterministic=True))
+    try:
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_a_dollar_in_a_name_can_be_drawn(config, tmp_path):
@@ -466,9 +739,11 @@ def test_other_precisions_learn_alike(config, precision):
     assert rows(config)[-1]["val_loss"] < math.log(400) - 1
 
 
-def test_twice_the_same_run_gives_the_same_bits(config, tmp_path):
+def test_twice_the_same_run_gives_the_same_bits_from_any_folder(config, tmp_path, monkeypatch):
     one, other = change(config, out_dir=str(tmp_path / "a")), change(config, out_dir=str(tmp_path / "b"))
-    first, second = final_weights(one), final_weights(other)
+    first = final_weights(one)
+    monkeypatch.chdir(tmp_path)
+    second = final_weights(other)
     assert all(torch.equal(weight, second[name]) for name, weight in first.items())
     different = final_weights(change(config, out_dir=str(tmp_path / "c"), seed=1))
     assert not torch.equal(first["token_embedding.weight"], different["token_embedding.weight"])
@@ -505,7 +780,7 @@ def test_a_failing_export_never_costs_the_run(config, error, monkeypatch, capsys
     again = f"python export.py --model_path {config.out_dir}/best_model.pt --format onnx\n"
     assert f"the run is safe, and to try again: {again}" in said
     files = {path.name for path in Path(config.out_dir).iterdir()}
-    assert files == {*RUN_FILES, "best_model.torchscript.pt"}
+    assert files == {*RUN_FILES, ".lock", "best_model.torchscript.pt"}
 
 
 def test_an_old_export_goes_when_a_new_run_has_its_first_model(config, monkeypatch):
@@ -548,15 +823,8 @@ def test_a_run_that_went_on_from_a_model_is_resumed_without_it(config, trained, 
     first.write_bytes(trained.read_bytes())
     whole = final_weights(going_on_from(config, first, f"--out_dir={tmp_path / 'whole'}"))
     config = going_on_from(config, first)
-    step = Run.step
-
-    def stopping(run, *rest):
-        step(run, *rest)
-        if run.state.step == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "step", stopping)
+        stopped_at(patch, 3)
         assert main(config) == 130
     first.unlink()
     again = read_flags("train", ["--resume", f"--out_dir={config.out_dir}"])
@@ -635,9 +903,9 @@ def test_the_batch_grows_with_the_run(config, changes, windows):
 
 def test_a_resumed_run_keeps_its_batch_size(config, monkeypatch):
     config = change(config, batch_size=None, max_steps=4)
-    monkeypatch.setattr(Run, "_pick_batch_size", lambda self: 6)
+    monkeypatch.setattr(plan, "pick_batch_size", lambda *_: 6)
     main(config)
-    monkeypatch.setattr(Run, "_pick_batch_size", lambda self: 7)
+    monkeypatch.setattr(plan, "pick_batch_size", lambda *_: 7)
     saved = load(config, "last.pt")
     text = prepare(config.data, config.model.vocab_size)
     resumed = Run(change(config, resume=True), text, CPU, torch.float32, saved)
@@ -647,10 +915,10 @@ def test_a_resumed_run_keeps_its_batch_size(config, monkeypatch):
 def test_speed_counts_the_rows_in_use(config):
     run = new_run(config)
     # 2 blocks of 12 C^2 and the rows, six times; attention 12 L C T
-    assert run.flops_per_token() == 6 * (2 * 12 * 16**2 + run.rows() * 16) + 12 * 2 * 16 * 16
-    run.state.rows = [{"tokens_per_second": speed} for speed in (0.0, 1000.0, 3000.0, 2000.0)]
-    assert run.speed().startswith("2,000 tokens/s, ")
-    assert "MFU unknown" in run.speed()
+    assert plan.flops_per_token(run.shape, run.rows) == 6 * (2 * 12 * 16**2 + run.rows * 16) + 12 * 2 * 16 * 16
+    said = plan.speed(run, [{"tokens_per_second": speed} for speed in (0.0, 1000.0, 3000.0, 2000.0)])
+    assert said.startswith("2,000 tokens/s, ")
+    assert "MFU unknown" in said
 
 
 def test_all_tokens_have_weights_in_the_checkpoint(config):
@@ -658,8 +926,10 @@ def test_all_tokens_have_weights_in_the_checkpoint(config):
     weights = load(config).weights["token_embedding.weight"]
     assert weights.shape == (400, 16)
     run = new_run(change(config, overwrite=True))
-    assert run.rows() < 400
-    assert run.parameters() == sum(weight.numel() for weight in load(config).weights.values())
+    assert run.rows < 400
+    weights = sum(weight.numel() for weight in load(config).weights.values())
+    assert plan.in_training(run.shape, run.shape.vocab_size) == (weights, 2 * 12 * 16**2 + 400 * 16)
+    assert plan.in_training(run.shape, run.rows)[0] == sum(parameter.numel() for parameter in run.model.parameters())
 
 
 def test_a_run_of_another_version_is_refused(config):
@@ -674,8 +944,9 @@ def test_a_run_of_another_version_is_refused(config):
 
 def test_the_memory_estimate_counts_what_there_is(config):
     run = new_run(change(config, optimizer="adamw"))
-    few, many = run.memory_estimate(4), run.memory_estimate(8)
+    few, many = (plan.memory_estimate(run.config, run.shape, run.rows, batch, torch.float32) for batch in (4, 8))
     # 64 tokens more: their logits, and 18 vectors of each of 2 layers, 2 of the stream and 4 around it
-    assert many - few == 64 * run.rows() * 4 + 64 * 16 * 4 * (18 * 2 + 2 + 4)
-    lean = new_run(change(config, activation_checkpointing=True, overwrite=True))
-    assert lean.memory_estimate(8) - lean.memory_estimate(4) < many - few
+    assert many - few == 64 * run.rows * 4 + 64 * 16 * 4 * (18 * 2 + 2 + 4)
+    lean = change(config, activation_checkpointing=True)
+    less, more = (plan.memory_estimate(lean, run.shape, run.rows, batch, torch.float32) for batch in (4, 8))
+    assert more - less < many - few
