@@ -178,6 +178,22 @@ def test_a_choice_while_the_story_grows_stops_it_first(open_page, slow_address):
     assert page.inner_text("#problem") == ""
 
 
+def test_choosing_the_end_ends_the_story(open_page, address):
+    page = open_page(address)
+    write(page, temperature=1, length=2000)
+    assert page.inner_text("#status").startswith("The story ended after")
+    page.check("#think")
+    for token in reversed(tokens(page)):  # near its end, ending is among the likeliest
+        token.click()
+        if page.get_by_text("(the story ends)").count():
+            break
+    at = token.get_attribute("data-at")
+    page.get_by_role("menuitem", name="(the story ends)").click()
+    until(page, "document.getElementById('status').textContent === 'The story ends here, as you chose.'")
+    assert len(page.locator(".token").all()) == int(at)
+    assert page.locator("#continue").is_disabled()
+
+
 def test_hovering_shows_the_alternatives_and_leaving_hides_them(open_page, address):
     page = open_page(address)
     write(page)

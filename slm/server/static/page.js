@@ -37,7 +37,7 @@ async function run(signal) {
   try {
     const tokens = model.write({
       prompt: story.prompt,
-      tokens: story.tokens,
+      tokens: [...story.tokens],
       maxTokens: Number($("length").value),
       temperature: Number($("temperature").value),
       topP: Number($("top-p").value),
@@ -45,11 +45,11 @@ async function run(signal) {
       signal,
     });
     let step = await tokens.next();
-    for (; !step.done && !signal.aborted; step = await tokens.next()) {
+    for (; !step.done; step = await tokens.next()) {
+      if (signal.aborted) continue; // what was on its way when it was stopped
       story.tokens.push(step.value);
       append(story.tokens.length - 1);
     }
-    if (signal.aborted) await tokens.return();
     story.end = signal.aborted ? "stopped" : step.value;
   } catch (error) {
     $("problem").textContent = error.message;
@@ -76,8 +76,9 @@ const anySeed = () => Math.floor(Math.random() * 2 ** 31);
 const givenSeed = () => ($("seed").value === "" ? anySeed() : Number($("seed").value));
 
 /** Go on from token `at` replaced by `other`. */
-function branch(at, other) {
+async function branch(at, other) {
   const { top } = story.tokens[at];
+  while (writing) await stop();
   story.tokens.length = at;
   if (other.bytes.length === 0) {
     // The end of the text has no bytes.
@@ -85,11 +86,11 @@ function branch(at, other) {
     hideAlternatives();
     render();
     $("status").textContent = "The story ends here, as you chose.";
-    return show();
+    return;
   }
   story.tokens.push({ ...other, top });
   story.visit = at;
-  return grow();
+  await grow();
 }
 
 // --- Showing it ------------------------------------------------------------------------------------------------------
