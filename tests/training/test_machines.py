@@ -56,7 +56,8 @@ def start(there, machines, job):  # noqa: F811
     environment = {**ENVIRONMENT, "GLOO_SOCKET_IFNAME": "cable"}
     return [
         subprocess.Popen(
-            ["ip", "netns", "exec", machine, *torchrun, f"--local-addr=10.77.0.{number}", worker.__file__, str(path)],
+            ["ip", "netns", "exec", machine, *torchrun, f"--local-addr=10.77.0.{number}",
+             f"--rdzv-conf=is_host={number == 1}", worker.__file__, str(path)],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
         for number, machine in enumerate(machines, 1)
