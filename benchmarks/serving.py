@@ -231,7 +231,7 @@ def run_soak(folder: Path, flags: argparse.Namespace) -> None:
 
     path = folder / ENDINGS[flags.engines]
     model = slm.load(path)
-    alone = {prompt: model.generate(prompt, temperature=0.0, max_length=TOKENS) for prompt in prompts(40)}
+    alone = {prompt: model.generate(prompt, temperature=0.0, max_length=TOKENS) for prompt in prompts(20)}
     del model
     with serving(path, *flags.server.split()) as server:
         seen, memory = asyncio.run(soak(server, alone, int(flags.streams), flags.minutes))

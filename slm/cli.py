@@ -144,7 +144,7 @@ def _unknown_flag(argument: str, known: dict[str, Any]) -> str:
     if not argument.startswith("--"):
         mend = (
             "write a value that begins with - as --flag=-value"
-            if argument[0] == "-"
+            if argument[:1] == "-"
             else "every value follows its flag"
         )
         return f"unexpected argument {argument!r}: {mend}"

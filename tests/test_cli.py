@@ -242,3 +242,11 @@ def test_the_version(capsys):
 def test_hints_name_the_command_as_it_was_called(called, hint, monkeypatch):
     monkeypatch.setattr(sys, "argv", [called, "train"])
     assert config.command("generate") == hint
+
+
+def test_names_that_cannot_be(capsys):
+    assert main(["train", "--resume", "--out_dir", "x" * 300]) == 2
+    assert main(["generate", ""]) == 2
+    said = capsys.readouterr().err
+    assert "error: cannot make --out_dir" in said
+    assert "unexpected argument ''" in said

@@ -71,12 +71,12 @@ def check(loaded: Checkpoint, path: Path, format: str) -> str:
     expected = expected_logits(loaded, ids)  # (B, T, V)
     rows = np.arange(len(ids))
     lengths = np.maximum(1, ids.shape[1] - 1 - rows)
-    actual = [np.stack(engine.prefill([row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)]))]
-    wanted = [expected[rows, lengths - 1]]
+    actual = [*engine.prefill([row[:length] for row, length in zip(ids, lengths.tolist(), strict=True)])]
+    wanted = [*expected[rows, lengths - 1]]
     if ids.shape[1] > 1:
-        actual.append(np.stack(engine.decode(ids[rows, lengths])))
-        wanted.append(expected[rows, lengths])
-    return compare_distributions(np.concatenate(actual), np.concatenate(wanted), TOLERANCE)
+        actual += engine.decode(ids[rows, lengths])
+        wanted += [*expected[rows, lengths]]
+    return compare_distributions(np.stack(actual), np.stack(wanted), TOLERANCE)
 
 
 def about(loaded: Checkpoint) -> dict[str, object]:

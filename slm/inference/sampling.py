@@ -35,7 +35,7 @@ def candidates(logits: Logits, how: Sampling) -> tuple[npt.NDArray[np.intp], npt
     """
     if how.temperature < 1e-6:  # so cold that only the likeliest is left
         return np.array([logits.argmax()]), np.ones(1)
-    scaled = (logits - logits.max()) / np.float32(how.temperature)
+    scaled = (logits - logits.max()) / np.float32(min(how.temperature, 1e30))
     if 0 < how.top_k < len(logits):
         chosen = likeliest(scaled, how.top_k)
         p = np.exp(scaled[chosen])

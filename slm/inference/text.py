@@ -151,5 +151,5 @@ class Growing:
 
     def _doubtful(self, text: str) -> int:
         """How many characters at the end of `text` begin one of the stop strings."""
-        lengths = (n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        lengths = (n for stop in self._stop for n in range(1, min(len(stop), len(text) + 1)) if text.endswith(stop[:n]))
         return max(lengths, default=0)

@@ -22,6 +22,7 @@ class TorchEngine:
         self.context_length = model.config.context_length
         self.parameters = sum(weight.numel() for weight in model.parameters())
         self._cache = model.new_cache(0)
+        self._rows: list[int] = []  # in the cache, of each sequence; others are nobody's, until one that joins has them
 
     @torch.inference_mode()
     def prefill(self, prompts: Sequence[Ids]) -> Logits:
@@ -30,27 +31,48 @@ class TorchEngine:
         ids = np.zeros((len(prompts), max(lengths)), dtype=np.int64)  # padded on the right, where nobody looks
         for row, prompt in zip(ids, prompts, strict=True):
             row[: len(prompt)] = prompt
-        cache = self.model.new_cache(len(prompts))
-        hidden = self.model.hidden(self._on_device(ids), cache)
-        cache.set_lengths(lengths)
-        if self._cache.lengths:
-            self._cache.append(cache)
+        read = self.model.new_cache(len(prompts))
+        hidden = self.model.hidden(self._on_device(ids), read)
+        read.set_lengths(lengths)
+        free = sorted(set(range(len(self._cache.lengths))) - set(self._rows))
+        if len(prompts) <= len(free):
+            self._cache.replace(free[: len(prompts)], read)
+            self._rows += free[: len(prompts)]
         else:
-            self._cache = cache
+            self._pack()
+            if self._rows:
+                self._cache.append(read)
+            else:
+                self._cache = read
+            self._rows = list(range(len(self._cache.lengths)))
         return self._logits(hidden[torch.arange(len(prompts)), torch.tensor(lengths) - 1])
 
     @torch.inference_mode()
     def decode(self, ids: Ids) -> list[Logits]:
         """Read one more token of each sequence, ids (B,): the next logits of each, (V,)."""
-        return list(self._logits(self.model.hidden(self._on_device(ids[:, None]), self._cache)[:, -1]))
+        cache, rows = self._cache, self._rows
+        if len(set(rows)) < len(rows) or 4 * len(rows) < 3 * len(cache.lengths):
+            self._pack()
+            rows = self._rows
+        if cache.longest == self.context_length:  # a row that is nobody's has no room for one more
+            used = set(rows)
+            cache.set_lengths([length if row in used else 0 for row, length in enumerate(cache.lengths)])
+        fed = np.zeros(len(cache.lengths), dtype=np.int64)
+        fed[rows] = ids
+        hidden = self.model.hidden(self._on_device(fed[:, None]), cache)[:, -1]  # (rows of the cache, C)
+        return list(self._logits(hidden[rows]))
 
-    @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
         """Make the batch of the sequences in these places, in this order."""
+        self._rows = [self._rows[row] for row in rows]
         if not rows:
             self._cache = self.model.new_cache(0)
-        else:
-            self._cache.keep(rows)
+
+    def _pack(self) -> None:
+        """Let the cache have the batch's sequences alone, in their order."""
+        if self._rows != list(range(len(self._cache.lengths))):
+            self._cache.keep(self._rows)
+            self._rows = list(range(len(self._rows)))
 
     @torch.inference_mode()
     def all_logits(self, ids: Ids) -> Logits:

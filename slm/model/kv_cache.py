@@ -63,6 +63,14 @@ class KVCache:
         self.keys, self.values = self.keys[:, index], self.values[:, index]
         self.set_lengths([self.lengths[row] for row in rows])
 
+    def replace(self, rows: Sequence[int], other: KVCache) -> None:
+        """Put the sequences of `other`, not longer than there is room for, in the places of these."""
+        index = torch.tensor(rows, dtype=torch.int64).to(self.keys.device)
+        self.keys[:, index, :, : other.longest] = other.keys[:, :, :, : other.longest]
+        self.values[:, index, :, : other.longest] = other.values[:, :, :, : other.longest]
+        lengths = dict(enumerate(self.lengths)) | dict(zip(rows, other.lengths, strict=True))
+        self.set_lengths(list(lengths.values()))
+
     def append(self, other: KVCache) -> None:
         """Add the sequences of `other`."""
         self.keys = torch.cat([self.keys, other.keys], dim=1)

@@ -59,7 +59,7 @@ from slm.server.protocol import (
 )
 
 STATIC = Path(__file__).parent / "static"
-OPEN = ("/health", "/docs", "/openapi.json", "/static/")  # and the page itself: what needs no key
+OPEN = ("/", "/watch", "/health", "/docs", "/openapi.json")  # what needs no key, besides the pages' files
 GRACE = 10  # seconds beyond its timeout that a stream may take to be read
 # Pages may load nothing from other hosts and run no code but their files, WebAssembly included.
 POLICY = (
@@ -146,7 +146,7 @@ class Gate:
             await self.app(scope, self._bounded(receive), answer)
 
     def _refused(self, path: str, headers: dict[bytes, bytes]) -> Refused | None:
-        is_open = path in ("/", "/watch") or path.startswith(OPEN)
+        is_open = path in OPEN or path.startswith("/static/")
         if self._key and not is_open and not hmac.compare_digest(headers.get(b"authorization", b""), self._key):
             return Refused(
                 401, "Incorrect API key provided: send it as Authorization: Bearer KEY.", code="invalid_api_key"

@@ -25,7 +25,10 @@ from slm.inference.sampling import Sampling
 from slm.inference.text import Growing, TextModel, random_for
 from slm.server.batcher import Text
 
-TokenId = Annotated[int, Field(ge=0)]
+# One wrong entry is told, not each of the hundred thousand that a body may hold.
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
+Strings = Annotated[list[str], Field(fail_fast=True)]
+LONGEST_STOP = 500  # characters
 
 
 class StreamOptions(BaseModel):
@@ -43,14 +46,14 @@ class CompletionRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str = Field(description="the id that GET /v1/models tells")
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]] | None = Field(
+    prompt: str | Strings | Ids | Annotated[list[Ids], Field(fail_fast=True)] | None = Field(
         END_OF_TEXT, description="text, token ids, or a list of either; default: a new story"
     )
     max_tokens: int | None = Field(16, ge=0, description="tokens to add at most")
     temperature: float | None = Field(1.0, ge=0, le=2, description="0: always the likeliest token")
     top_p: float | None = Field(1.0, ge=0, le=1, description="choose among the likeliest that have this probability")
     n: int | None = Field(1, ge=1, description="texts to write for each prompt")
-    stop: str | list[str] | None = Field(None, description="up to four strings before which a text ends")
+    stop: str | Strings | None = Field(None, description="up to four strings before which a text ends")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed writes the same text")
     logprobs: int | None = Field(
         None, ge=0, le=5, description="tell each token's probability and that many likely ones"
@@ -66,7 +69,7 @@ class CompletionRequest(BaseModel):
     best_of: int | None = Field(None, ge=1, description="only as n")
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2, description="only 0")
     presence_penalty: float | None = Field(0.0, ge=-2, le=2, description="only 0")
-    logit_bias: dict[str, float] | None = Field(None, description="only empty")
+    logit_bias: dict[str, Any] | None = Field(None, description="only empty")
     suffix: str | None = Field(None, description="only empty")
 
 
@@ -225,8 +228,8 @@ def check(body: CompletionRequest, config: ServeConfig, id: str) -> None:
     if (body.max_tokens or 0) > config.max_tokens:
         raise refuse("max_tokens", f"'max_tokens' is {body.max_tokens}; {config.max_tokens} is the most here.")
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if len(stop) > 4 or "" in stop:
-        raise refuse("stop", "'stop' takes up to four strings, none of them empty.")
+    if len(stop) > 4 or not all(1 <= len(each) <= LONGEST_STOP for each in stop):
+        raise refuse("stop", f"'stop' takes up to four strings, each of 1 to {LONGEST_STOP} characters.")
     if body.stream_options and not body.stream:
         raise refuse("stream_options", "'stream_options' is for a 'stream' only.")
     if body.best_of not in (None, body.n or 1):
@@ -281,6 +284,8 @@ def texts_of(body: CompletionRequest, prompts: Sequence[list[int]], model: TextM
             most = model.context_length - added
             message = f"'echo' with 'logprobs' takes prompts of up to {most} tokens, not {len(prompt)}."
             raise Refused(400, message, param="echo")
+        text = tokenizer.decode(ids) if body.echo else None
+        ids = ids[-model.context_length :]  # what the model reads; the repetition penalty, too, counts these
         for sample in range(body.n or 1):
             growing = Growing(stop)
 
@@ -290,7 +295,7 @@ def texts_of(body: CompletionRequest, prompts: Sequence[list[int]], model: TextM
             continuation = Continuation(
                 list(ids), _or(body.max_tokens, 16), sampling, random_for(seed, sample), ends, body.logprobs
             )
-            yield Text(continuation, growing, tokenizer.decode(ids) if body.echo else None, added if score else None)
+            yield Text(continuation, growing, text, added if score else None)
 
 
 def _or(value: Any, default: Any) -> Any:

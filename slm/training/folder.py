@@ -49,8 +49,9 @@ def opened(config: TrainConfig, alone: bool = True) -> Iterator[Path]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make --out_dir {folder}: {error.strerror}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot make --out_dir {folder}: {reason}") from error
     if not os.access(folder, os.W_OK):
         raise UserError(f"cannot write to --out_dir {folder}: permission denied")
     there = [name for name in (*RUN_FILES, *EXPORTS.values()) if (folder / name).exists()]
@@ -90,7 +91,7 @@ def latest(folder: Path) -> tuple[Checkpoint, str]:
     Raises UserError where there is none.
     """
     last, previous = folder / LAST, folder / PREVIOUS
-    if not last.exists() and not previous.exists():
+    if not (os.path.exists(last) or os.path.exists(previous)):  # noqa: PTH110 - also for names that cannot be
         raise UserError(f"nothing to resume: no {last}; leave out --resume, or name the run's --out_dir")
     note = ""
     try:

@@ -29,4 +29,4 @@ def test_a_run_killed_200_times_ends_as_an_undisturbed_one():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a life of the run is a forked process")
 def test_a_run_killed_some_times_ends_as_an_undisturbed_one():
-    assert kills("--kills", "6", "--steps", "300", "--seed", "1")["kills"] == 6
+    assert kills("--kills", "4", "--steps", "100", "--seed", "1")["kills"] == 4

@@ -72,7 +72,7 @@ def command_lines(draw):
         | flag.map(lambda name: [name])
         | VALUES.map(lambda v: [v])
     )
-    return command, [word for part in draw(st.lists(part, max_size=6)) for word in part if word]
+    return command, [word for part in draw(st.lists(part, max_size=6)) for word in part]
 
 
 @cases(140, 3000)

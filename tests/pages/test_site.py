@@ -144,6 +144,22 @@ def test_a_story_can_be_stopped_and_another_token_chosen(open_page, hosting):
 
 
 @pytest.mark.slow
+def test_another_token_can_be_chosen_while_the_story_grows(open_page, hosting):
+    page = open_page(f"http://127.0.0.1:{hosting.server_port}/best_model-web/")
+    page.wait_for_selector("#write:enabled")
+    page.fill("#length", "30")
+    page.fill("#seed", "1")
+    page.check("#think")
+    choose = "document.querySelector('.token').click(); document.querySelector('#menu :nth-child(2)').click();"
+    page.evaluate(STOP_AT_THE_SECOND_TOKEN.replace('document.getElementById("stop").click();', choose))
+    page.click("#write")
+    until(page, "document.getElementById('status').textContent.includes('a second')")
+    until(page, "!document.getElementById('after').hidden")
+    assert page.inner_text("#status").startswith(("Paused after 30 tokens", "The story ended after"))
+    assert page.evaluate("document.activeElement.dataset.at") == "0"
+
+
+@pytest.mark.slow
 def test_a_file_that_is_missing_is_said(browser, hosting, site):
     model = site / "best_model.onnx"
     model.rename(site / "gone")

@@ -129,6 +129,7 @@ def test_a_run_that_is_training_is_followed(address, open_page, tmp_path):
     assert page.locator("#cards img").count() == 0
     points = page.locator("#charts figure").first.locator("polyline").first.get_attribute("points")
     assert len(points.split()) == 5
+    assert page.locator(".reading").first.inner_text() == "now: 5.1, training 4.6"
     assert page.locator("nav").is_hidden()
 
 
@@ -144,6 +145,9 @@ def test_several_runs_lie_over_one_another(address, open_page, tmp_path):
     assert "a, val loss: from 5.5 to 5.1" in described
     assert "b, val loss: from 5.5 to 5.3" in described
     assert "over steps" in loss.locator("title").text_content()
+    box = loss.locator("svg").bounding_box()
+    page.mouse.move(box["x"] + box["width"] * 0.14, box["y"] + box["height"] / 2)  # near the first points
+    assert loss.locator(".reading").inner_text() == "step 0: a 5.5, a training 5, b 5.5, b training 5"
     page.get_by_label("minutes").check()
     assert "over minutes" in loss.locator("title").text_content()
     loss.get_by_text("As a table").click()

@@ -36,7 +36,8 @@ def slow_address(trained):
     def slowly(ids):
         time.sleep(0.05)
         logits = decode(ids)
-        logits[:, model.tokenizer.end_of_text] = -1e9
+        for row in logits:
+            row[model.tokenizer.end_of_text] = -1e9
         return logits
 
     model.engine.decode = slowly
@@ -157,7 +158,7 @@ def test_another_token_is_chosen_with_the_keyboard_and_the_story_goes_on_from_th
     page.wait_for_selector("#after:not([hidden])")
     after = [token.text_content() for token in tokens(page)]
     assert after[:4] == before[:4]
-    assert after[4].strip() == chosen.strip("␣↵") != before[4].strip()
+    assert after[4].strip() == chosen.strip("␣↵…") != before[4].strip()
     assert page.evaluate("document.activeElement.dataset.at") == "4"
     assert page.locator("#alternatives").is_hidden()
     assert len(after) == 20  # four kept, the chosen one, and as many as are asked for
@@ -175,6 +176,22 @@ def test_a_choice_while_the_story_grows_stops_it_first(open_page, slow_address):
     page.wait_for_selector("#after:not([hidden])")
     assert len(tokens(page)) == 63
     assert page.inner_text("#problem") == ""
+
+
+def test_choosing_the_end_ends_the_story(open_page, address):
+    page = open_page(address)
+    write(page, temperature=1, length=2000)
+    assert page.inner_text("#status").startswith("The story ended after")
+    page.check("#think")
+    for token in reversed(tokens(page)):  # near its end, ending is among the likeliest
+        token.click()
+        if page.get_by_text("(the story ends)").count():
+            break
+    at = token.get_attribute("data-at")
+    page.get_by_role("menuitem", name="(the story ends)").click()
+    until(page, "document.getElementById('status').textContent === 'The story ends here, as you chose.'")
+    assert len(page.locator(".token").all()) == int(at)
+    assert page.locator("#continue").is_disabled()
 
 
 def test_hovering_shows_the_alternatives_and_leaving_hides_them(open_page, address):

@@ -5,10 +5,12 @@ import json
 import httpx
 import openai
 import pytest
+from pydantic import ValidationError
 
 import slm
 from slm.export.command import export
 from slm.model import checkpoint
+from slm.server.protocol import CompletionRequest
 from tests.server.conftest import alphabet, running
 
 
@@ -220,7 +222,8 @@ def test_the_entry_of_the_model(url, client):
         ({"prompt": [257]}, "prompt", "There is no token 257: ids are below 257."),
         ({"prompt": [[5, 10**30]]}, "prompt", "There is no token 1000"),
         ({"stop": ["a"] * 5}, "stop", "up to four strings"),
-        ({"stop": ""}, "stop", "none of them empty"),
+        ({"stop": ""}, "stop", "each of 1 to 500 characters"),
+        ({"stop": ["a", "b" * 501]}, "stop", "each of 1 to 500 characters"),
         ({"stop": 5}, "stop", "'stop' must be a string or a list of strings."),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "for a 'stream' only"),
@@ -288,3 +291,10 @@ def test_another_model_and_another_path_are_not_found(url, client):
     answer = httpx.get(f"{url}/v1/completions")
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
     assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_of_a_hundred_thousand_wrong_entries_one_is_told():
+    body = {"model": "m", "prompt": [1] * 100_000 + ["a"], "stop": [5] * 100_000}
+    with pytest.raises(ValidationError) as error:
+        CompletionRequest.model_validate(body)
+    assert error.value.error_count() < 10

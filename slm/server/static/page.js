@@ -37,7 +37,7 @@ async function run(signal) {
   try {
     const tokens = model.write({
       prompt: story.prompt,
-      tokens: story.tokens,
+      tokens: [...story.tokens],
       maxTokens: Number($("length").value),
       temperature: Number($("temperature").value),
       topP: Number($("top-p").value),
@@ -45,11 +45,11 @@ async function run(signal) {
       signal,
     });
     let step = await tokens.next();
-    for (; !step.done && !signal.aborted; step = await tokens.next()) {
+    for (; !step.done; step = await tokens.next()) {
+      if (signal.aborted) continue; // what was on its way when it was stopped
       story.tokens.push(step.value);
       append(story.tokens.length - 1);
     }
-    if (signal.aborted) await tokens.return();
     story.end = signal.aborted ? "stopped" : step.value;
   } catch (error) {
     $("problem").textContent = error.message;
@@ -76,8 +76,9 @@ const anySeed = () => Math.floor(Math.random() * 2 ** 31);
 const givenSeed = () => ($("seed").value === "" ? anySeed() : Number($("seed").value));
 
 /** Go on from token `at` replaced by `other`. */
-function branch(at, other) {
+async function branch(at, other) {
   const { top } = story.tokens[at];
+  while (writing) await stop();
   story.tokens.length = at;
   if (other.bytes.length === 0) {
     // The end of the text has no bytes.
@@ -85,11 +86,11 @@ function branch(at, other) {
     hideAlternatives();
     render();
     $("status").textContent = "The story ends here, as you chose.";
-    return show();
+    return;
   }
   story.tokens.push({ ...other, top });
   story.visit = at;
-  return grow();
+  await grow();
 }
 
 // --- Showing it ------------------------------------------------------------------------------------------------------
@@ -157,13 +158,14 @@ function show() {
 }
 
 const text = (bytes) => new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
-const storyText = () => story.prompt + text(story.tokens.flatMap((token) => [...token.bytes]));
+const storyText = () => story.prompt + text(story.tokens.flatMap(({ bytes }) => bytes));
 const spoken = ({ bytes }) => (bytes.length ? text(bytes).replace(/^ /, "").replace(/\n/g, " new line ") || "space" : "the story's end");
 
-/** A token to look at: spaces and line ends show. */
-function visible({ bytes }) {
+/** A token to look at: spaces and line ends show, and in the middle of a word that it goes on with one. */
+function visible({ bytes }, inWord) {
   if (!bytes.length) return "(the story ends)";
-  return text(bytes).replace(/^ (?=\S)/, "").replace(/[ \n\t]/g, (space) => VISIBLE[space]);
+  const shown = text(bytes).replace(/^ (?=\S)/, "").replace(/[ \n\t]/g, (space) => VISIBLE[space]);
+  return inWord && /^[\p{L}\p{N}]/u.test(text(bytes)) ? `…${shown}` : shown;
 }
 
 function percent({ logprob }) {
@@ -194,7 +196,9 @@ function showAlternatives(span) {
   span.setAttribute("aria-expanded", "true");
   const at = Number(span.dataset.at);
   const token = story.tokens[at];
-  $("chosen").textContent = `${visible(token)}: ${percent(token)}`;
+  const before = story.prompt + text(story.tokens.slice(0, at).flatMap(({ bytes }) => bytes));
+  const inWord = /[\p{L}\p{N}]$/u.test(before);
+  $("chosen").textContent = `${visible(token, inWord)}: ${percent(token)}`;
   $("menu").replaceChildren(
     ...token.top.map((other) => {
       const item = document.createElement("button");
@@ -203,7 +207,7 @@ function showAlternatives(span) {
       item.setAttribute("role", "menuitem");
       item.classList.toggle("taken", other.id === token.id);
       item.style.setProperty("--chance", Math.exp(other.logprob));
-      for (const part of [visible(other), percent(other)]) {
+      for (const part of [visible(other, inWord), percent(other)]) {
         const cell = document.createElement("span");
         cell.textContent = part;
         item.append(cell, " ");

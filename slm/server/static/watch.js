@@ -115,6 +115,11 @@ function ticks(values, count, exact = false) {
   return exact ? { low, high, at } : { low: first * step, high: last * step, at };
 }
 
+/** A point in words, with the name of its run where there are several. */
+function named({ series }, { run, dashed }, [, y]) {
+  return [series.some((other) => other.run !== run) && run, dashed && "training", short(y)].filter(Boolean).join(" ");
+}
+
 /** Say under the chart what its curves are where the pointer is. */
 function read(chart, event) {
   if (!chart.series.length) return;
@@ -123,7 +128,7 @@ function read(chart, event) {
   const distance = ([x]) => Math.abs(chart.x(x) - place);
   const near = chart.series.map((each) => each.points.reduce((best, point) => (distance(point) < distance(best) ? point : best)));
   const x = near.reduce((best, point) => (distance(point) < distance(best) ? point : best))[0];
-  const said = chart.series.map((each, i) => `${each.run} ${each.dashed ? "training " : ""}${short(near[i][1])}`);
+  const said = chart.series.map((each, i) => named(chart, each, near[i]));
   chart.reading.textContent = `${over() === "step" ? "step" : "minute"} ${short(x)}: ${said.join(", ")}`;
   chart.image.querySelector(".guide")?.remove();
   chart.image.append(svg("line", { class: "guide", x1: chart.x(x), x2: chart.x(x), y1: TOP, y2: HEIGHT - BOTTOM }));
@@ -132,7 +137,7 @@ function read(chart, event) {
 /** Say what the curves are now. */
 function unread(chart) {
   chart.image.querySelector(".guide")?.remove();
-  chart.reading.textContent = `now: ${chart.series.map((each) => `${each.run} ${each.dashed ? "training " : ""}${short(each.points.at(-1)[1])}`).join(", ")}`;
+  chart.reading.textContent = `now: ${chart.series.map((each) => named(chart, each, each.points.at(-1))).join(", ")}`;
 }
 
 function fillTable({ details, table, series }) {
