@@ -138,19 +138,19 @@ def kept_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def launch() -> str:
-    """Names the call of torchrun that a run's state was saved under."""
+    """Names the call of torchrun that a run's state was saved under; empty without torchrun."""
+    if not processes().restartable:
+        return ""
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {socket.gethostname()} {os.getppid()}"
 
 
 def was_restarted(out_dir: str) -> bool:
     """Whether torchrun has started the run in `out_dir` again: then it was this same torchrun that left its state."""
-    if not processes().restartable:
-        return False
     try:
         state, _ = latest(user_path(out_dir))
     except UserError:
         return False
-    return (state.training or {}).get("launch") == launch()
+    return bool((state.training or {}).get("launch") == launch())
 
 
 def stored_settings(out_dir: str) -> dict[str, Any]:
