@@ -177,6 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if asked else 2
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
+    if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait leave the cores to others sooner: docs/experiments.md
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     this = processes()
     if this.rank > 0:  # of several processes one speaks
         os.environ["TQDM_DISABLE"] = "1"

@@ -99,10 +99,10 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.rows = config, rows
         self.activation_checkpointing = False
-        self.token_embedding = nn.Embedding(rows.count if rows else config.vocab_size, config.n_embd)
+        self.token_embedding = _embedding(rows.count if rows else config.vocab_size, config.n_embd)
         self.row_of_token: Tensor
         self.register_buffer("row_of_token", rows.of_token if rows else None, persistent=False)  # (V,)
-        self.position_embedding = nn.Embedding(config.context_length, config.n_embd)
+        self.position_embedding = _embedding(config.context_length, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
@@ -110,6 +110,8 @@ class GPT(nn.Module):
 
     def _initialise(self) -> None:
         """N(0, 0.02), biases 0; what adds to the stream is smaller, so that depth does not widen it (GPT-2)."""
+        if self.token_embedding.weight.is_meta:  # weights to be loaded; PyTorch takes a second to draw none
+            return
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 adds_to_stream = name.endswith((".projection", ".down"))
@@ -179,3 +181,8 @@ class GPT(nn.Module):
         return KVCache(
             c.n_layer, batch_size, c.n_head, c.context_length, c.n_embd // c.n_head, self.token_embedding.weight
         )
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """A table without values yet: nn.Embedding itself would draw some."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)

@@ -417,6 +417,7 @@ class Run:
         self.restore(saved, saved.training)
         kept = self.state
         kept.rollbacks, kept.pieces, kept.seconds = now.rollbacks + 1, now.pieces, now.seconds
+        kept.skipped_in_a_row = 0
         kept.skipped, kept.checked_skipped = now.skipped, now.skipped - (kept.skipped - kept.checked_skipped)
         self.shown_step = kept.step
         times = f"{self.state.rollbacks} of at most {self.config.max_rollbacks} times"

@@ -141,6 +141,7 @@ def main() -> None:
 
     torch.set_num_threads(1)
     import onnx  # noqa: F401
+    import torch._dynamo
 
     import slm.export.onnx
     import slm.inference.onnx_engine
