@@ -15,7 +15,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import record_function
-from tqdm import tqdm
 
 from slm.config import TrainConfig, command, format_list, settings
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
 from slm.data.tokenizer import Tokenizer
-from slm.device import autocast, is_out_of_memory, make_deterministic, peak_memory, pick_device, pick_precision
+from slm.device import autocast, is_out_of_memory, make_deterministic, pick_device, pick_precision
 from slm.errors import UserError
 from slm.export.command import export
 from slm.files import user_path
@@ -46,14 +44,13 @@ from slm.training.feed import Feed
 from slm.training.folder import BEST, EXPORTS, LAST, METRICS, PLOT, RUN_FILES, SAMPLES
 from slm.training.optim import make_optimizers
 from slm.training.plan import duration
+from slm.training.progress import Progress
 from slm.training.schedule import learning_rate
 
 TRACE = "trace.json"
 PEAK_RATES = {"adamw": 1e-3, "muon": 4e-3}  # at width 384; docs/experiments.md
-MEMORY_STEPS = 3  # after which a run has held as much memory as it will
 EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
 EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
-REFRESH_SECONDS = 0.5  # of the progress bar; reading the loss more often would make a GPU wait
 CHECK_STEPS = 20  # between looks at whether the run is sound; so many steps in a row may fail before it goes back
 SAMPLE_PROMPT, SAMPLE_LENGTH = 4, 60  # tokens of the text shown at each evaluation
 SPIKE = 1.0  # nats by which the mean loss between two looks may be above the lowest so far
@@ -209,7 +206,6 @@ class Run:
                 )
         if start is not None:
             self.restore(start, training)
-        self.shown_at, self.shown_step = time.perf_counter(), self.state.step
         self.draw_seconds, self.drawn_at = 0.0, 0.0
         self.step_seconds, self.steps_timed = 0.0, 0  # since the last evaluation, without evaluations and saves
 
@@ -247,8 +243,8 @@ class Run:
             if self.workers.rank == 0:
                 folder.begin(self.out_dir)
         started = time.perf_counter() - self.state.seconds
-        saved_at, told, remembered = self.state.seconds, self.state.step > 0, False
-        with self._progress_bar() as bar, signals() as received, self._profiler(bar.write) as after_step:
+        saved_at = self.state.seconds
+        with Progress(self) as progress, signals() as received, self._profiler(progress.write) as after_step:
             while True:
                 # What all processes do follows from what they agree on here, and from the loss, which is that of all.
                 seconds, stop = self.workers.largest(time.perf_counter() - started, *received[:1] or [0])
@@ -261,7 +257,7 @@ class Run:
                         self.save_last()
                     except UserError as error:  # the one before is there
                         again = f"the run goes on, and saves again in {self.config.save_every:g} min"
-                        bar.write(f"warning: {error}; {again}")
+                        progress.write(f"warning: {error}; {again}")
                     saved_at = seconds
                 if self.time_limit:  # its length in steps follows from the speed so far
                     step = self.state.step
@@ -271,33 +267,25 @@ class Run:
                     total_steps, share = self.planned_steps, min(1.0, self.state.step / self.planned_steps)
 
                 if trouble := self._trouble(at_the_end=share >= 1):
-                    bar.write(self._roll_back(trouble))
+                    progress.write(self._roll_back(trouble))
                     continue
                 if self._evaluation_is_due(share):
-                    bar.write(self._evaluate())
+                    progress.write(self._evaluate())
                     if not math.isfinite(self.state.rows[-1]["val_loss"]):
-                        bar.write(self._roll_back("the validation loss is no number"))
+                        progress.write(self._roll_back("the validation loss is no number"))
                         continue
                     if self.config.patience and self.state.evaluations_since_best >= self.config.patience:
-                        bar.write(f"stopped early: {self.config.patience} evaluations without a better validation loss")
+                        progress.write(
+                            f"stopped early: {self.config.patience} evaluations without a better validation loss"
+                        )
                         return None
                 if share >= 1:
                     return None
-                if note := self.step(total_steps, bar):
-                    bar.write(note)
+                progress.write(self.step(total_steps))
+                progress.after_step()
                 after_step()
 
-                if self.steps_timed == MEMORY_STEPS and (peak := peak_memory(self.device)) and not remembered:
-                    remembered = True
-                    bar.write(f"memory     {peak / 1e9:.1f} GB at most so far")
-                if not told and not self.time_limit and self.step_seconds > 5 and self.steps_timed >= 5:
-                    told = True
-                    left = self.step_seconds / self.steps_timed * (self.planned_steps - self.state.step)
-                    if left > 60:
-                        until = datetime.now() + timedelta(seconds=left)
-                        bar.write(f"this will take about {duration(left)}, until {until:%H:%M}; Ctrl-C saves and stops")
-
-    def step(self, total_steps: float, bar: Any = None) -> str:
+    def step(self, total_steps: float) -> str:
         """One optimizer step, as a function of the step's number and the run's length. Returns a note, mostly empty."""
         config, step = self.config, self.state.step
         begun, note = time.perf_counter(), ""
@@ -332,8 +320,6 @@ class Run:
         with record_function("optimizer"):
             self._update(loss)
         self.state.step += 1
-        if bar is not None and (begun - self.shown_at > REFRESH_SECONDS or self.state.step == self.planned_steps):
-            self._show(bar)
         self.step_seconds += time.perf_counter() - begun
         self.steps_timed += 1
         return note
@@ -419,19 +405,8 @@ class Run:
         kept.rollbacks, kept.pieces, kept.seconds = now.rollbacks + 1, now.pieces, now.seconds
         kept.skipped_in_a_row = 0
         kept.skipped, kept.checked_skipped = now.skipped, now.skipped - (kept.skipped - kept.checked_skipped)
-        self.shown_step = kept.step
         times = f"{self.state.rollbacks} of at most {self.config.max_rollbacks} times"
         return f"step {now.step:,}: {trouble}; back to step {self.state.step:,}, with half the learning rate ({times})"
-
-    def _show(self, bar: Any) -> None:
-        """Bring the progress bar up to date."""
-        now, steps = time.perf_counter(), max(1, self.state.step - self.shown_step)
-        speed = steps * self.tokens_per_step / (now - self.shown_at)
-        loss = math.nan if self.recent_loss is None else float(self.recent_loss)
-        bar.set_postfix_str(f"loss {loss:.3f}, rate {self.state.rate:.1e}, {speed:,.0f} tokens/s", refresh=False)
-        done = round(self.state.seconds) if self.time_limit else self.state.step
-        bar.update(min(done, bar.total) - bar.n)
-        self.shown_at, self.shown_step = now, self.state.step
 
     def _profiler(self, tell: Callable[[str], None]) -> contextlib.AbstractContextManager[Callable[[], None]]:
         """What is to be called after each step."""
@@ -440,20 +415,6 @@ class Run:
         from slm.training.profiling import profiled
 
         return profiled(self.device, self.out_dir / TRACE, tell)
-
-    def _progress_bar(self) -> Any:
-        total, done = (
-            (round(self.time_limit), round(self.state.seconds))
-            if self.time_limit
-            else (self.planned_steps, self.state.step)
-        )
-        return tqdm(
-            total=total,
-            initial=min(done, total),
-            dynamic_ncols=True,
-            smoothing=0.05,
-            bar_format="{percentage:3.0f}%|{bar}| {elapsed} done, {remaining} to go{postfix}",
-        )
 
     def _plan_evaluations(self) -> None:
         """How many evaluations there are, of how many batches, and when a run by the clock ends in time for them."""

@@ -161,7 +161,7 @@ def test_accumulated_gradients_equal_the_large_batch(config, tmp_path):
         (optimizer,) = run.optimizers
         optimizer.step = note
         run.time_limit = None
-        run.step(8, trainer.tqdm(total=99, disable=True))
+        run.step(8)
         gradients.append(kept)
         assert run.loss_sum.item() == pytest.approx(one.loss_sum.item(), rel=1e-6)
     assert gradients[0].keys() == gradients[1].keys() != set()
@@ -175,7 +175,7 @@ def test_gradients_are_clipped_and_the_norm_reported(config):
     seen = []
     (optimizer,) = run.optimizers
     optimizer.step = lambda: seen.append(torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm().item())
-    run.step(8, trainer.tqdm(total=99, disable=True))
+    run.step(8)
     assert seen == [pytest.approx(0.001, rel=1e-3)]
     assert run.gradient_norm > 0.1
 
@@ -493,7 +493,7 @@ def test_warm_up_is_a_twentieth_of_the_run_but_no_less_than_a_short_one_needs(co
     run.loss, run.time_limit = run.model.loss, None
     seen = []
     monkeypatch.setattr(trainer, "learning_rate", lambda *_, warmup_steps, **__: seen.append(warmup_steps) or 0.0)
-    run.step(steps, trainer.tqdm(total=steps, disable=True))
+    run.step(steps)
     assert seen == [pytest.approx(warmup)]
 
 
@@ -704,11 +704,11 @@ def test_an_overflow_in_fp16_lets_no_optimizer_step(config):
     before = {name: weight.clone() for name, weight in run.model.state_dict().items()}
     hook = run.model.blocks[0].mlp.up.weight.register_hook(lambda gradient: gradient * math.inf)
     scale = run.scaler.get_scale()
-    run.step(8, trainer.tqdm(total=99, disable=True))
+    run.step(8)
     assert all(torch.equal(weight, before[name]) for name, weight in run.model.state_dict().items())
     assert run.scaler.get_scale() == scale / 2
     hook.remove()
-    run.step(8, trainer.tqdm(total=99, disable=True))
+    run.step(8)
     changed = [not torch.equal(weight, before[name]) for name, weight in run.model.state_dict().items()]
     assert all(changed)
     assert all(weight.isfinite().all() for weight in run.model.state_dict().values())
@@ -720,7 +720,7 @@ def test_fp16_learns_as_fp32_does(config):
         run = new_run(change(config, learning_rate=0.02, overwrite=True), dtype)
         run.loss, run.time_limit = run.model.loss, None
         for _ in range(30):
-            run.step(30, trainer.tqdm(total=99, disable=True))
+            run.step(30)
         losses.append(run.measure("val", None).loss)
     assert losses[0] < math.log(400) - 1
     assert losses[1] == pytest.approx(losses[0], abs=0.1)
