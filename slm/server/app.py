@@ -11,7 +11,6 @@ import contextlib
 import hmac
 import ipaddress
 import json
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -39,6 +38,7 @@ from slm.files import find_model, user_path
 from slm.inference.generator import Token
 from slm.inference.text import TextModel, load
 from slm.server.batcher import Batcher, Event, Failed, Full, Job
+from slm.server.listening import listen
 from slm.server.protocol import (
     Completion,
     CompletionRequest,
@@ -430,16 +430,8 @@ def main(config: ServeConfig) -> None:
     """`slm serve`. Raises UserError where the model cannot be loaded or the address cannot be listened on."""
     model = load(config.model_path, device=config.device, threads=config.threads or usable_cores())
     app = make_app(model, config)
-    try:
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        listening = socket.create_server((config.host, config.port), family=family, backlog=1024)
-    except (OSError, UnicodeError) as error:
-        reason = str(getattr(error, "strerror", None) or error).split(" (")[0]
-        raise UserError(
-            f"cannot listen on {config.host}:{config.port}: {reason}; choose with --host and --port"
-        ) from error
-    host, port = listening.getsockname()[:2]
-    address, about = f"http://{f'[{host}]' if ':' in host else host}:{port}", describe(model, config)
+    listening, host, address = listen(config.host, config.port)
+    about = describe(model, config)
     key = "" if config.api_key is None else " -H 'Authorization: Bearer KEY'"
     body = json.dumps({"model": about["id"], "prompt": "Once upon a time", "max_tokens": 100})
     page = f"{address}/ to write, " if (STATIC / "index.html").is_file() else ""

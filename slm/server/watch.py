@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import math
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from fastapi.staticfiles import StaticFiles
 from slm.config import WatchConfig
 from slm.errors import UserError
 from slm.files import user_path
+from slm.server.listening import listen
 
 STATIC = Path(__file__).with_name("static")
 LARGEST = 20_000_000  # bytes of a file that is still read
@@ -37,16 +37,8 @@ def main(config: WatchConfig) -> None:
     run_dir = user_path(config.run_dir)
     if not run_dir.is_dir():
         raise UserError(f"no folder {run_dir}: give that of a run, or one with several runs below it, as --run_dir")
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    try:
-        listening = socket.create_server((config.host, config.port), family=family)
-    except (OSError, UnicodeError) as error:
-        reason = str(getattr(error, "strerror", None) or error).split(" (")[0]
-        raise UserError(
-            f"cannot listen on {config.host}:{config.port}: {reason}; choose with --host and --port"
-        ) from error
-    host, port = listening.getsockname()[:2]
-    print(f"watching {run_dir}: look at http://{f'[{host}]' if ':' in host else host}:{port}/watch; Ctrl-C ends")
+    listening, _, address = listen(config.host, config.port)
+    print(f"watching {run_dir}: look at {address}/watch; Ctrl-C ends")
     server = uvicorn.Server(uvicorn.Config(make_app(run_dir), log_level="warning", access_log=False))
     server.run(sockets=[listening])
 

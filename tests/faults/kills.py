@@ -76,6 +76,7 @@ def life(config, shared, kill_at_call=None):
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)
     finally:
+        shared[1] = 2
         os._exit(code)
 
 
@@ -181,9 +182,10 @@ def main() -> None:
             at_call = round(2 ** chance.uniform(0, 7)) if by_itself else None
             child = forked(life, attempt, shared, at_call)
             if kills < flags.kills and not by_itself and not (near_the_end and not done):
-                while not shared[1]:
+                awaits_export = done and chance.random() < 0.5
+                while not shared[1] or (awaits_export and shared[1] < 2 and PHASES[shared[0]] != "export"):
                     time.sleep(0.001)
-                time.sleep(chance.uniform(0.0, 0.5))
+                time.sleep(chance.uniform(0.0, 0.05 if awaits_export else 0.5))
                 os.kill(child, signal.SIGKILL)
             code = ended(child)
             if code == -signal.SIGKILL:
