@@ -7,7 +7,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -100,9 +100,13 @@ def locked(path: Path, busy: str, mend: str) -> Iterator[None]:
     """Hold the lock file `path`, which says whose process holds it, until the block ends.
 
     The system takes a lock back when its process ends, so that none is ever left behind; the file itself stays.
-    Raises UserError where another process holds it, with the texts `busy` and `mend`.
+    Raises UserError where another process holds it, with the texts `busy` and `mend`, and where it cannot be opened.
     """
-    with path.open("a+", encoding="utf-8") as file:
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot open {path}: {error.strerror}") from error
+    with file:
         try:
             _lock(file.fileno())
         except BlockingIOError as error:
@@ -112,9 +116,9 @@ def locked(path: Path, busy: str, mend: str) -> Iterator[None]:
             raise UserError(f"{busy}{process}: wait for it, stop it, {mend}") from error
         except OSError:  # a file system that has no locks
             pass
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
+        with suppress(OSError):  # on a full disk the lock holds, though it does not say whose it is
+            os.ftruncate(file.fileno(), 0)
+            os.write(file.fileno(), f"{os.getpid()}\n".encode())
         yield
 
 

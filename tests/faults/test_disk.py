@@ -224,6 +224,21 @@ def test_a_full_disk(kilobytes, config, small_disk, capsys):
     assert kilobytes < 120 or steps
 
 
+def fill(disk):
+    """Write a file `other` until nothing more fits."""
+    with contextlib.suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_a_disk_that_is_full_from_the_beginning(config, small_disk, capsys):
+    disk = small_disk(200)
+    config = dataclasses.replace(config, out_dir=str(disk / "run"))
+    fill(disk)
+    with pytest.raises(UserError, match=r"cannot write .*last\.pt: No space left on device"):
+        main(config)
+
+
 @pytest.mark.parametrize("freed", [True, False])
 def test_a_disk_that_fills_up_on_the_way(freed, config, expected, small_disk, monkeypatch, capsys):
     """The run goes on without saving; where there is room again it saves as ever, else it ends with an error."""
@@ -233,9 +248,7 @@ def test_a_disk_that_fills_up_on_the_way(freed, config, expected, small_disk, mo
 
     def filling(self, *arguments):
         if self.state.step == 3:
-            with contextlib.suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
-                while file.write(bytes(4096)):
-                    pass
+            fill(disk)
         if self.state.step == 5 and freed:
             (disk / "other").unlink()
         return step(self, *arguments)
