@@ -157,14 +157,6 @@ class GPT(nn.Module):
     def _rows_of(self, ids: Tensor) -> Tensor:
         return self.row_of_token[ids] if self.rows else ids
 
-    def all_weights(self) -> dict[str, Tensor]:
-        """The state_dict of the same model with a row for each token."""
-        return self.widened(self.state_dict())
-
-    def load_all_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Take over what `all_weights` gave."""
-        self.load_state_dict(self.narrowed(weights))
-
     def widened(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A state_dict of this model with a row for each token."""
         name = "token_embedding.weight"
