@@ -26,9 +26,9 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from slm.export.command import export  # noqa: E402
-from slm.files import find_model, user_path  # noqa: E402
-from slm.model.checkpoint import open_model  # noqa: E402
+from slm.checkpoint.open import open_model
+from slm.export.command import export
+from slm.files import find_model, user_path
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

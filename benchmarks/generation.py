@@ -32,9 +32,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from slm.cores import usable_cores  # noqa: E402
-from slm.inference.generator import Generator  # noqa: E402
-from slm.inference.sampling import Sampling  # noqa: E402
+from slm.cores import usable_cores
+from slm.inference.generator import Generator
+from slm.inference.sampling import Sampling
 
 PROMPT, NEW, LONG_PROMPT = 8, 110, 120
 VOCABULARY = 50_257
@@ -57,11 +57,11 @@ def make_models(folder: Path) -> None:
     """The default model with random weights in all formats."""
     import torch
 
-    from slm.config import ModelConfig
+    from slm.checkpoint import file as checkpoint
+    from slm.checkpoint.file import Checkpoint
+    from slm.config.model import ModelConfig
     from slm.data.tokenizer import gpt2
     from slm.export.command import export
-    from slm.model import checkpoint
-    from slm.model.checkpoint import Checkpoint
     from slm.model.gpt import GPT
 
     torch.manual_seed(0)
@@ -85,8 +85,8 @@ def _ours(path: Path, threads: int) -> Run:
 
         engine: Any = OnnxEngine(path, threads=threads)
     else:
+        from slm.checkpoint import file as checkpoint
         from slm.inference.torch_engine import TorchEngine
-        from slm.model import checkpoint
 
         engine = TorchEngine(checkpoint.load(path).model())
     generator = Generator(engine, stop_token=-1)

@@ -22,14 +22,15 @@ from tqdm import tqdm
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from slm.config import EvaluateConfig, GenerateConfig  # noqa: E402
-from slm.data.sources import open_source  # noqa: E402
-from slm.device import pick_device, pick_precision  # noqa: E402
-from slm.errors import UserError  # noqa: E402
-from slm.files import find_model, user_path  # noqa: E402
-from slm.inference import text  # noqa: E402
-from slm.model.checkpoint import open_model  # noqa: E402
-from slm.training.evaluation import Measures, evaluate, tokens_of  # noqa: E402
+from slm.checkpoint.open import open_model
+from slm.config.use import EvaluateConfig, GenerateConfig
+from slm.data.sources import open_source
+from slm.device import pick_device, pick_precision
+from slm.errors import UserError
+from slm.evaluation.command import tokens_of
+from slm.evaluation.measure import Measures, evaluate
+from slm.files import find_model, user_path
+from slm.inference import text
 
 BEGINNING, MEMORY, REPEAT = 8, 8, 4  # words of a beginning; words in a row that count as copied, as repeated
 Words = list[str]

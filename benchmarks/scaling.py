@@ -37,9 +37,11 @@ def steps(flags: argparse.Namespace) -> None:
     """In one of the processes: time steps, and let the first one print what came out."""
     import torch
 
-    from slm.config import PRESETS, DataConfig, TrainConfig, build
+    from slm.config.fields import build
+    from slm.config.model import PRESETS
+    from slm.config.train import DataConfig, TrainConfig
     from slm.data.corpus import prepare
-    from slm.training.distributed import joined
+    from slm.learner.workers import joined
     from slm.training.trainer import Run
 
     values = {**PRESETS[flags.preset], "batch_size": 1, "optimizer": flags.optimizer, "parallel": flags.parallel}

@@ -35,7 +35,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from slm.cores import usable_cores  # noqa: E402
+from slm.cores import usable_cores
 
 TOKENS = 100
 WORDS = "once upon a time there was little fox who lived in the old forest and loved to sing with friends every day"
@@ -46,11 +46,11 @@ def make_models(folder: Path) -> None:
     """The default model with random weights, as PyTorch and ONNX Runtime read it."""
     import torch
 
-    from slm.config import ModelConfig
+    from slm.checkpoint import file as checkpoint
+    from slm.checkpoint.file import Checkpoint
+    from slm.config.model import ModelConfig
     from slm.data.tokenizer import gpt2
     from slm.export.command import export
-    from slm.model import checkpoint
-    from slm.model.checkpoint import Checkpoint
     from slm.model.gpt import GPT
 
     torch.manual_seed(0)

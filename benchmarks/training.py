@@ -40,14 +40,15 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from slm.config import DataConfig, ModelConfig, TrainConfig  # noqa: E402
-from slm.data.batches import TrainingBatches  # noqa: E402
-from slm.data.corpus import Corpus, Tokens, encode, prepare  # noqa: E402
-from slm.data.sources import open_source  # noqa: E402
-from slm.device import autocast  # noqa: E402
-from slm.training.evaluation import measure  # noqa: E402
-from slm.training.plan import flops_per_token  # noqa: E402
-from slm.training.trainer import Run  # noqa: E402
+from slm.config.model import ModelConfig
+from slm.config.train import DataConfig, TrainConfig
+from slm.data.batches import TrainingBatches
+from slm.data.corpus import Corpus, Tokens, encode, prepare
+from slm.data.sources import open_source
+from slm.device import autocast
+from slm.evaluation.measure import measure
+from slm.training.plan import flops_per_token
+from slm.training.trainer import Run
 
 BATCH = 32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -20,21 +20,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from slm import __version__
-from slm.config import (
-    PRESETS,
-    EvaluateConfig,
-    ExportConfig,
-    FindRateConfig,
-    GenerateConfig,
-    ImportConfig,
-    ServeConfig,
-    TrainConfig,
-    WatchConfig,
-    build,
-    expected,
-    flags,
-    parse,
-)
+from slm.config.fields import build, expected, flags, parse
+from slm.config.model import PRESETS
+from slm.config.train import FindRateConfig, TrainConfig
+from slm.config.use import EvaluateConfig, ExportConfig, GenerateConfig, ImportConfig, ServeConfig, WatchConfig
 from slm.cores import processes
 from slm.errors import UserError
 
@@ -46,12 +35,12 @@ LENGTHS = {"epochs", "max_steps", "max_minutes"}
 COMMANDS: dict[str, tuple[type[Any], str]] = {
     "train": (TrainConfig, "slm.training.trainer"),
     "find-lr": (FindRateConfig, "slm.training.find_rate"),
-    "generate": (GenerateConfig, "slm.inference.terminal"),
+    "generate": (GenerateConfig, "slm.inference.command"),
     "serve": (ServeConfig, "slm.server.app"),
-    "evaluate": (EvaluateConfig, "slm.training.evaluation"),
+    "evaluate": (EvaluateConfig, "slm.evaluation.command"),
     "watch": (WatchConfig, "slm.server.watch"),
     "export": (ExportConfig, "slm.export.command"),
-    "import": (ImportConfig, "slm.model.pretrained"),
+    "import": (ImportConfig, "slm.checkpoint.command"),
 }
 
 

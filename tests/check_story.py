@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from slm.config import GenerateConfig
+from slm.config.use import GenerateConfig
 from slm.data import stories as grammar
 from slm.inference.text import load
 

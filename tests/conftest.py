@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from slm.config import ModelConfig
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
 from slm.data.stories import stories
 from slm.data.tokenizer import cut, gpt2
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
+from slm.learner.optim import make_optimizers
 from slm.model.gpt import GPT
-from slm.training.optim import make_optimizers
 
 
 @pytest.fixture(scope="session")

@@ -5,9 +5,11 @@ import sys
 
 import pytest
 
-from slm import config
 from slm.cli import COMMANDS, main, read_flags
-from slm.config import PRESETS, ModelConfig, TrainConfig, flags
+from slm.config import fields, formats
+from slm.config.fields import flags
+from slm.config.model import PRESETS, ModelConfig
+from slm.config.train import TrainConfig
 from slm.errors import UserError
 
 
@@ -148,7 +150,7 @@ def test_unknown_export_formats(formats, part):
 
 
 def test_formats_may_have_spaces_between_them_and_count_once():
-    assert config.format_list("onnx, gguf,,onnx") == ["onnx", "gguf"]
+    assert formats.format_list("onnx, gguf,,onnx") == ["onnx", "gguf"]
 
 
 def test_resume_brings_its_own_weights(tmp_path):
@@ -195,7 +197,9 @@ def test_help_loads_no_framework(command):
 def test_a_missing_package_is_one_line(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     for name in [
-        name for name in sys.modules if name.startswith("slm.") and name not in ("slm.cli", "slm.config", "slm.errors")
+        name
+        for name in sys.modules
+        if name.startswith("slm.") and not name.startswith(("slm.cli", "slm.config", "slm.errors"))
     ]:
         monkeypatch.delitem(sys.modules, name)
     assert main(["train"]) == 2
@@ -241,7 +245,7 @@ def test_the_version(capsys):
 )
 def test_hints_name_the_command_as_it_was_called(called, hint, monkeypatch):
     monkeypatch.setattr(sys, "argv", [called, "train"])
-    assert config.command("generate") == hint
+    assert fields.command("generate") == hint
 
 
 def test_names_that_cannot_be(capsys):

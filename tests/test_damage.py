@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from slm.config import DataConfig, ModelConfig
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint import transformers as pretrained
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
+from slm.config.train import DataConfig
 from slm.data.corpus import prepare
 from slm.data.sources import END_OF_TEXT
 from slm.data.stories import stories
@@ -19,8 +23,6 @@ from slm.errors import UserError
 from slm.export import huggingface
 from slm.export.command import export
 from slm.inference.onnx_engine import OnnxEngine
-from slm.model import checkpoint, pretrained
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 SHAPE = ModelConfig(vocab_size=260, context_length=8, n_layer=2, n_head=2, n_embd=16)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from slm.cli import main
-from slm.config import DataConfig
+from slm.config.train import DataConfig
 from slm.data import corpus
 from slm.data.corpus import prepare
 from slm.data.sources import END_OF_TEXT

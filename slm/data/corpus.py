@@ -36,7 +36,7 @@ import numpy.typing as npt
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from slm.config import DataConfig
+from slm.config.train import DataConfig
 from slm.cores import usable_cores
 from slm.data import tokenizer as tokenizers
 from slm.data.sources import END_OF_TEXT, Piece, Source, open_source, validation_source

@@ -13,10 +13,12 @@ import importlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from slm.config import EXPORT_FORMATS, ExportConfig, format_list
+from slm.checkpoint.file import Checkpoint
+from slm.checkpoint.open import open_model
+from slm.config.formats import EXPORT_FORMATS, format_list
+from slm.config.use import ExportConfig
 from slm.errors import UserError
 from slm.files import find_model, publishing, user_path
-from slm.model.checkpoint import Checkpoint, open_model
 
 
 def main(config: ExportConfig) -> None:

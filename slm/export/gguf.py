@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from slm.checkpoint.file import Checkpoint
 from slm.errors import UserError
 from slm.export.parts import Array, compare_distributions, expected_logits, random_ids, weights
-from slm.model.checkpoint import Checkpoint
 
 # Our modules -> llama.cpp's, in which those of a block stand behind `blk.N.`
 NAMES = {

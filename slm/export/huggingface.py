@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from slm import __version__
+from slm.checkpoint.file import Checkpoint
+from slm.checkpoint.transformers import layout
 from slm.data.sources import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.export.parts import compare, expected_logits, random_ids, weights
-from slm.model.checkpoint import Checkpoint
-from slm.model.pretrained import layout
 
 TEXTS = (
     "Once upon a time, there was a little girl who couldn't sleep; she'd seen 3 owls, hadn't she?",

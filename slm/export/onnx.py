@@ -33,10 +33,10 @@ import numpy as np
 import numpy.typing as npt
 
 from slm import __version__
-from slm.config import ModelConfig
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
 from slm.errors import UserError
 from slm.export.parts import Array, compare, compare_distributions, expected_logits, random_ids, weights
-from slm.model.checkpoint import Checkpoint
 
 BITS = {"onnx": 32, "onnx-int8": 8, "onnx-int4": 4, "web": 8}
 HEAD_BITS = 8

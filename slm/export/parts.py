@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from slm.checkpoint.file import Checkpoint
 from slm.errors import UserError
-from slm.model.checkpoint import Checkpoint
 
 Array = npt.NDArray[np.float32]
 

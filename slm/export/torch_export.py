@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch.export import Dim
 
+from slm.checkpoint.file import Checkpoint
 from slm.export.parts import compare, expected_logits, random_ids
 from slm.export.torchscript import Graph, extra_files
-from slm.model.checkpoint import Checkpoint
 
 
 def write(loaded: Checkpoint, path: Path, format: str) -> None:

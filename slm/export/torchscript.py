@@ -20,9 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slm.checkpoint.file import Checkpoint
 from slm.export.huggingface import tokenizer_json
 from slm.export.parts import compare, expected_logits, random_ids
-from slm.model.checkpoint import Checkpoint
 
 
 class Graph(nn.Module):

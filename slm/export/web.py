@@ -23,13 +23,13 @@ from pathlib import Path
 
 import numpy as np
 
-from slm.config import DataConfig
+from slm.checkpoint.file import Checkpoint
+from slm.config.train import DataConfig
 from slm.errors import UserError
 from slm.export import onnx
 from slm.export.huggingface import tokenizer_json
 from slm.export.parts import compare_distributions, expected_logits, random_ids
 from slm.files import replacing, user_path
-from slm.model.checkpoint import Checkpoint
 
 PACKAGE = "onnxruntime-web@1.30.0"
 ARCHIVE_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm.config import GenerateConfig
+from slm.config.use import GenerateConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.files import find_model, user_path
@@ -37,9 +37,9 @@ def load(model_path: str | Path, *, device: str = "auto", threads: int | None = 
         return TextModel(onnx, onnx.tokenizer, onnx.facts)
     import torch
 
+    from slm.checkpoint.open import open_model
     from slm.device import pick_device
     from slm.inference.torch_engine import TorchEngine
-    from slm.model.checkpoint import open_model
 
     if threads is not None:
         torch.set_num_threads(threads)

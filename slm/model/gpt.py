@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from slm.config import ModelConfig
+from slm.config.model import ModelConfig
 from slm.model.kv_cache import KVCache
 from slm.model.loss import linear_cross_entropy
 from slm.model.vocabulary import Rows

@@ -30,7 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from slm import __version__
-from slm.config import ServeConfig
+from slm.config.use import ServeConfig
 from slm.cores import usable_cores
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError

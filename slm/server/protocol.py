@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from slm.config import ServeConfig
+from slm.config.use import ServeConfig
 from slm.data.sources import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer
 from slm.inference.generator import Continuation, Token

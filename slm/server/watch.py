@@ -18,7 +18,7 @@ from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
-from slm.config import WatchConfig
+from slm.config.use import WatchConfig
 from slm.errors import UserError
 from slm.files import user_path
 from slm.server.listening import listen

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from slm.config import FindRateConfig, command
+from slm.checkpoint.open import open_model
+from slm.config.fields import command
+from slm.config.train import FindRateConfig
 from slm.data.corpus import prepare
 from slm.device import pick_device, pick_precision
 from slm.errors import UserError
 from slm.files import replacing, user_path
-from slm.model.checkpoint import open_model
 from slm.training.trainer import Run, check_length
 
 PICTURE = "learning_rate.png"

@@ -13,12 +13,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from slm.config import EXPORT_FORMATS, DataConfig, ModelConfig, TrainConfig, flags, settings
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
+from slm.config.fields import flags, settings
+from slm.config.formats import EXPORT_FORMATS
+from slm.config.model import ModelConfig
+from slm.config.train import DataConfig, TrainConfig
 from slm.cores import processes
 from slm.errors import UserError
 from slm.files import locked, sync, user_path
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
 
 BEST, LAST, PREVIOUS, METRICS, SAMPLES, PLOT = RUN_FILES = (
     "best_model.pt", "last.pt", "last.previous.pt", "metrics.csv", "samples.jsonl", "training.png"

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from slm.config import ModelConfig, TrainConfig
+from slm.config.model import ModelConfig
+from slm.config.train import TrainConfig
 from slm.device import flops, peak_flops, total_memory
 from slm.errors import UserError
 from slm.model.loss import CHUNK_ELEMENTS
 
 if TYPE_CHECKING:
-    from slm.training.distributed import Workers
+    from slm.learner.workers import Workers
     from slm.training.trainer import Run
 
 TOKENS_PER_STEP = 1536  # in a run over up to a million tokens; docs/experiments.md

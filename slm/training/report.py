@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from slm.errors import UserError
+from slm.evaluation.measure import Measures
 from slm.files import replacing
-from slm.training.evaluation import Measures
 
 Row = Mapping[str, float]
 

@@ -23,29 +23,32 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.profiler import record_function
 
-from slm.config import TrainConfig, command, format_list, settings
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
+from slm.checkpoint.open import open_model
+from slm.config.fields import command, settings
+from slm.config.formats import format_list
+from slm.config.train import TrainConfig
 from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus, prepare
 from slm.data.tokenizer import Tokenizer
 from slm.device import autocast, is_out_of_memory, make_deterministic, pick_device, pick_precision
 from slm.errors import UserError
+from slm.evaluation.measure import Measures, evaluate
 from slm.export.command import export
 from slm.files import user_path
 from slm.inference.text import TextModel
 from slm.inference.torch_engine import TorchEngine
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint, open_model
+from slm.learner.feed import Feed
+from slm.learner.optim import make_optimizers
+from slm.learner.schedule import learning_rate
+from slm.learner.workers import Loss, Workers, divided_as, joined, optimizer_state, whole
 from slm.model.gpt import GPT
 from slm.model.vocabulary import Rows
 from slm.training import folder, plan, report
-from slm.training.distributed import Loss, Workers, divided_as, joined, optimizer_state, whole
-from slm.training.evaluation import Measures, evaluate
-from slm.training.feed import Feed
 from slm.training.folder import BEST, EXPORTS, LAST, METRICS, PLOT, RUN_FILES, SAMPLES
-from slm.training.optim import make_optimizers
 from slm.training.plan import duration
 from slm.training.progress import Progress
-from slm.training.schedule import learning_rate
 
 TRACE = "trace.json"
 PEAK_RATES = {"adamw": 1e-3, "muon": 4e-3}  # at width 384; docs/experiments.md
@@ -412,7 +415,7 @@ class Run:
         """What is to be called after each step."""
         if not self.config.profile:
             return contextlib.nullcontext(lambda: None)
-        from slm.training.profiling import profiled
+        from slm.learner.profiling import profiled
 
         return profiled(self.device, self.out_dir / TRACE, tell)
 

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.config import DataConfig
+from slm.config.train import DataConfig
 from slm.data import corpus as module
 from slm.data.corpus import encode, prepare
 from slm.data.sources import END_OF_TEXT, open_source

@@ -10,13 +10,13 @@ import pytest
 import torch
 from gguf import GGUFReader, dequantize
 
-from slm.config import ModelConfig
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.export import gguf
 from slm.export.command import export
 from slm.export.parts import weights
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 FORMATS = ["gguf", "gguf-q8_0"]

@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.config import ModelConfig
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
 from slm.data.stories import stories
 from slm.data.tokenizer import train_bpe
 from slm.errors import UserError
 from slm.export import huggingface
 from slm.export.command import export
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 transformers = pytest.importorskip("transformers")

@@ -6,15 +6,15 @@ import onnxruntime
 import pytest
 import torch
 
+from slm.checkpoint.file import Checkpoint
 from slm.cli import main
-from slm.config import ModelConfig
+from slm.config.model import ModelConfig
 from slm.data.stories import stories
 from slm.data.tokenizer import Tokenizer, gpt2
 from slm.errors import UserError
 from slm.export.command import export
 from slm.export.onnx import block_size, quantise
 from slm.inference.onnx_engine import OnnxEngine, describe
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 

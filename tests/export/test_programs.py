@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from slm.config import EXPORT_FORMATS, ModelConfig
+from slm.checkpoint.file import Checkpoint
+from slm.config.formats import EXPORT_FORMATS
+from slm.config.model import ModelConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.export import torch_export, torchscript
 from slm.export.command import export
 from slm.export.parts import expected_logits
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.load. is deprecated")

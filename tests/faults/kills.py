@@ -100,8 +100,8 @@ def forked(function, *arguments):
 
 def check_files(out_dir):
     """Whatever has its final name opens and is whole."""
+    from slm.checkpoint import file as checkpoint
     from slm.inference.onnx_engine import OnnxEngine
-    from slm.model import checkpoint
 
     for name in ("last.pt", "last.previous.pt", "best_model.pt"):
         if (out_dir / name).exists():
@@ -147,10 +147,11 @@ def main() -> None:
     import slm.export.onnx
     import slm.inference.onnx_engine
     import slm.training.trainer  # noqa: F401
-    from slm.config import DataConfig, ModelConfig, TrainConfig
+    from slm.checkpoint import file as checkpoint
+    from slm.config.model import ModelConfig
+    from slm.config.train import DataConfig, TrainConfig
     from slm.data.stories import stories
     from slm.data.tokenizer import gpt2
-    from slm.model import checkpoint
 
     gpt2()
     chance, tally, began = random.Random(flags.seed), Counter(), time.perf_counter()

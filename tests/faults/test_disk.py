@@ -13,10 +13,11 @@ import pytest
 import torch
 
 from slm import files
-from slm.config import DataConfig, ModelConfig, TrainConfig
+from slm.checkpoint import file as checkpoint
+from slm.config.model import ModelConfig
+from slm.config.train import DataConfig, TrainConfig
 from slm.data.stories import stories
 from slm.errors import UserError
-from slm.model import checkpoint
 from slm.training import trainer
 from slm.training.folder import LAST, PREVIOUS
 from slm.training.trainer import main

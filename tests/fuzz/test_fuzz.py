@@ -10,15 +10,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import slm
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
 from slm.cli import COMMANDS, read_flags
-from slm.config import PRESETS, DataConfig, GenerateConfig, ModelConfig, flags
+from slm.config.fields import flags
+from slm.config.model import PRESETS, ModelConfig
+from slm.config.train import DataConfig
+from slm.config.use import GenerateConfig
 from slm.data.corpus import prepare
 from slm.data.sources import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer, gpt2
 from slm.errors import UserError
 from slm.export.command import export
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 TOKENS = [*(bytes([byte]) for byte in range(256)), b"ab", b" a", b"abab"]

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.config import ModelConfig
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
 from slm.data.tokenizer import Tokenizer
 from slm.export.command import export
 from slm.inference.onnx_engine import OnnxEngine
 from slm.inference.torch_engine import TorchEngine
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 CONTEXT = 5

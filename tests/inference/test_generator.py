@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from slm.config import ModelConfig
+from slm.config.model import ModelConfig
 from slm.errors import UserError
 from slm.inference.generator import Generator, Token
 from slm.inference.sampling import Sampling

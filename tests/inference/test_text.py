@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.config import GenerateConfig
+from slm.checkpoint import file as checkpoint
+from slm.config.use import GenerateConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.export.command import export
 from slm.inference.text import Growing, TextModel, load
-from slm.model import checkpoint
 
 BYTES = Tokenizer("bytes", [bytes([byte]) for byte in range(256)])
 GREEDY = {"temperature": 0.0, "max_length": 40}

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slm.config import PRESETS, ModelConfig, build
+from slm.config.fields import build
+from slm.config.model import PRESETS, ModelConfig
 from slm.model.gpt import GPT, causal_products
 
 TOY = ModelConfig(vocab_size=97, context_length=16, n_layer=2, n_head=2, n_embd=32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from slm.config import ModelConfig
+from slm.config.model import ModelConfig
 from slm.model.gpt import GPT
 from slm.model.vocabulary import Rows
 

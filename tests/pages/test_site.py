@@ -9,7 +9,7 @@ import pytest
 
 import slm
 from slm.cli import main
-from slm.config import GenerateConfig
+from slm.config.use import GenerateConfig
 from slm.errors import UserError
 from slm.export import web
 from slm.export.command import export

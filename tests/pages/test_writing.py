@@ -7,7 +7,7 @@ import time
 import pytest
 
 import slm
-from slm.config import ServeConfig
+from slm.config.use import ServeConfig
 from tests.pages.conftest import serious_faults, serving, until
 
 pytestmark = pytest.mark.slow

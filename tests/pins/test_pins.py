@@ -1,4 +1,4 @@
-"""A run as it was saved on 2026-11-26: its files must load, write and resume as they did then, whatever moves around them.
+"""A run as it was saved on 2026-11-26: its files must load, write and resume as they did then, whatever moves.
 
 `run/` is what this left, in the root of the project:
 

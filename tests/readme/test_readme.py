@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from slm.checkpoint import file as checkpoint
 from slm.cli import COMMANDS
-from slm.config import EXPORT_FORMATS, PRESETS, ServeConfig, flags
+from slm.config.fields import flags
+from slm.config.formats import EXPORT_FORMATS
+from slm.config.model import PRESETS
+from slm.config.use import ServeConfig
 from slm.data.stories import stories
 from slm.export.command import export
-from slm.model import checkpoint
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -142,7 +145,8 @@ def test_the_table_of_presets_is_that_of_the_code():
         name: [int(cell.replace(",", "")) for cell in cells.split(" | ")] for name, cells in rows if name in PRESETS
     }
     assert table.keys() == PRESETS.keys()
-    from slm.config import ModelConfig, build
+    from slm.config.fields import build
+    from slm.config.model import ModelConfig
     from tests.model.test_gpt import parameters
 
     for name, cells in table.items():

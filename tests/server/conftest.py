@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import uvicorn
 
-from slm.config import ServeConfig
+from slm.config.use import ServeConfig
 from slm.data.tokenizer import Tokenizer
 from slm.inference.text import TextModel
 from slm.server.app import Server, make_app

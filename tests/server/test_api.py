@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 import slm
+from slm.checkpoint import file as checkpoint
 from slm.export.command import export
-from slm.model import checkpoint
 from slm.server.protocol import CompletionRequest
 from tests.server.conftest import alphabet, running
 

@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.config import ModelConfig
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
 from slm.export.command import export
 from slm.inference.generator import Batch, Continuation, Generator
 from slm.inference.onnx_engine import OnnxEngine
 from slm.inference.sampling import Sampling
 from slm.inference.text import Growing, TextModel
 from slm.inference.torch_engine import TorchEngine
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 from slm.server.batcher import READ_AT_ONCE, Batcher, Full, Job, Text, scored
 from tests.server.conftest import BYTES, Alphabet, alphabet

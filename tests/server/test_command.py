@@ -14,10 +14,10 @@ import httpx
 import pytest
 import torch
 
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
 from slm.cli import main
-from slm.config import ModelConfig
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
+from slm.config.model import ModelConfig
 from slm.model.gpt import GPT
 from tests.server.conftest import BYTES
 

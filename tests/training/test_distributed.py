@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from slm.checkpoint import file as checkpoint
 from slm.cli import main as command
 from slm.cli import read_flags
 from slm.data.stories import stories
 from slm.errors import UserError
-from slm.model import checkpoint
+from slm.learner.workers import Workers
 from slm.training import plan
-from slm.training.distributed import Workers
 from tests.training import worker
 
 MIXED = [("ddp", "adamw"), ("fsdp", "muon")]

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from slm.model import checkpoint
+from slm.checkpoint import file as checkpoint
 from tests.training import worker
 from tests.training.test_distributed import ENVIRONMENT, assert_same_course, flags, there  # noqa: F401
 

@@ -14,14 +14,15 @@ import pytest
 import torch
 
 from slm import device
+from slm.checkpoint import file as checkpoint
 from slm.cli import main as command
 from slm.cli import read_flags
-from slm.config import DataConfig, ModelConfig, TrainConfig
+from slm.config.model import ModelConfig
+from slm.config.train import DataConfig, TrainConfig
 from slm.data.corpus import prepare
 from slm.data.stories import stories
 from slm.errors import UserError
 from slm.inference.onnx_engine import OnnxEngine
-from slm.model import checkpoint
 from slm.training import folder, plan, trainer
 from slm.training.folder import RUN_FILES
 from slm.training.plan import duration

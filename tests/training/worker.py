@@ -26,12 +26,12 @@ import torch.distributed as dist
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from slm.checkpoint import file as checkpoint
 from slm.cli import main, read_flags
 from slm.cores import processes
 from slm.errors import UserError
-from slm.model import checkpoint
+from slm.learner.workers import Workers, joined
 from slm.training import trainer
-from slm.training.distributed import Workers, joined
 from slm.training.trainer import Run
 
 GRADIENTS, STEP, SAVE, SAMPLE = Run._gradients, Run.step, checkpoint.save, Run._sample

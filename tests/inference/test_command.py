@@ -6,12 +6,13 @@ import re
 import pytest
 import torch
 
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
 from slm.cli import main
-from slm.config import GenerateConfig, ModelConfig
+from slm.config.model import ModelConfig
+from slm.config.use import GenerateConfig
 from slm.data.tokenizer import Tokenizer
-from slm.inference import terminal
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
+from slm.inference import command as terminal
 from slm.model.gpt import GPT
 
 BYTES = Tokenizer("bytes", [bytes([byte]) for byte in range(256)])

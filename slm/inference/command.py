@@ -7,7 +7,7 @@ import math
 import sys
 from collections.abc import Iterable, Sequence
 
-from slm.config import GenerateConfig
+from slm.config.use import GenerateConfig
 from slm.cores import fast_threads
 from slm.errors import UserError
 from slm.files import user_path

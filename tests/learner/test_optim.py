@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from slm.config import ModelConfig
+from slm.config.model import ModelConfig
+from slm.learner.optim import Muon, make_optimizers, orthogonal
 from slm.model.gpt import GPT
-from slm.training.optim import Muon, make_optimizers, orthogonal
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import shlex
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from slm.config import ImportConfig, ModelConfig, command
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
 from slm.data.sources import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.files import user_path
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
 
 DESCRIPTION = (
     "config.json",
@@ -122,29 +121,6 @@ def _load(source: str) -> Checkpoint:
     weights["token_embedding.weight"] = embedding[torch.tensor(ids)]
     shape = dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
     return Checkpoint(shape, weights, tokenizer, {"text": f"imported from {source}"})
-
-
-def main(config: ImportConfig) -> None:
-    """`slm import`: write best_model.pt, and say what it is."""
-    path = user_path(config.out_dir) / "best_model.pt"
-    try:
-        exists = path.exists()
-    except OSError as error:
-        raise UserError(f"cannot read --out_dir {path.parent}: {error.strerror}") from error
-    if exists and not config.overwrite:
-        raise UserError(f"{path} exists: replace it with --overwrite, or choose another folder with --out_dir")
-    loaded = load(config.from_)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make --out_dir {path.parent}: {error.strerror}") from error
-    checkpoint.save(path, loaded)
-    shape, count = loaded.config, sum(tensor.numel() for tensor in loaded.weights.values())
-    print(
-        f"model      {count:,} parameters, {shape.n_layer} layers, vocabulary of {shape.vocab_size:,}\n"
-        f"file       {path}\n"
-        f'next       {command("generate")} --model_path {shlex.quote(str(path))} --prompt "Once upon a time"'
-    )
 
 
 def _fetch(source: str, patterns: Sequence[str]) -> Path:

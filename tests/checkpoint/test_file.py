@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from slm.config import ModelConfig
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
+from slm.config.model import ModelConfig
 from slm.data.tokenizer import gpt2
 from slm.errors import UserError
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 SHAPE = ModelConfig(context_length=8, n_layer=1, n_head=1, n_embd=4)

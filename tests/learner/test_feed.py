@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from slm.data.batches import TrainingBatches
-from slm.training.feed import Feed
+from slm.learner.feed import Feed
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [(np.uint16, 65_535), (np.uint32, 70_000)])

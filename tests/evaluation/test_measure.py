@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint.file import Checkpoint
 from slm.cli import main
-from slm.config import ModelConfig
+from slm.config.model import ModelConfig
 from slm.data.corpus import Tokens
 from slm.data.stories import stories
 from slm.data.tokenizer import Tokenizer, gpt2
+from slm.evaluation.measure import evaluate
 from slm.export.command import export
-from slm.model import checkpoint
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
-from slm.training.evaluation import evaluate
 
 BYTES = Tokenizer("bytes", [bytes([byte]) for byte in range(256)])
 SHAPE = ModelConfig(vocab_size=257, context_length=16, n_layer=1, n_head=1, n_embd=8)

@@ -10,18 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from slm.config import EvaluateConfig
-from slm.cores import usable_cores
 from slm.data.batches import Inputs, evaluation_batches, gather
-from slm.data.corpus import Tokens, encode
-from slm.data.sources import open_source
+from slm.data.corpus import Tokens
 from slm.data.tokenizer import Tokenizer
-from slm.device import autocast, pick_device, pick_precision
-from slm.errors import UserError
-from slm.files import find_model, user_path
-from slm.model.checkpoint import open_model
+from slm.device import autocast
+from slm.learner.workers import Workers
 from slm.model.gpt import GPT
-from slm.training.distributed import Workers
 
 
 @dataclass(frozen=True)
@@ -105,35 +99,3 @@ def measure(
     nats, right, *counts = workers.sum(nats, correct, n_targets, n_bytes)
     n_targets, n_bytes = (max(int(count), 1) for count in counts)
     return Measures(nats / n_targets, right / n_targets, nats / math.log(2) / n_bytes, n_targets)
-
-
-def main(config: EvaluateConfig) -> None:
-    """`slm evaluate`: print how well a model predicts a text."""
-    path = find_model(user_path(config.model_path))
-    if path.suffix.lower() == ".onnx":
-        if config.device not in ("auto", "cpu") or config.precision not in ("auto", "fp32"):
-            raise UserError("an .onnx file is measured on the CPU, in the precision that it has: take the .pt file")
-        from slm.inference.onnx_engine import OnnxEngine
-
-        engine = OnnxEngine(path, threads=usable_cores())
-        tokens = tokens_of(config, engine.tokenizer)
-        measured = measure(engine.loss, engine.context_length, tokens, engine.tokenizer, batch_size=config.batch_size)
-    else:
-        loaded = open_model(path)
-        device = pick_device(config.device)
-        dtype = pick_precision(config.precision, device)
-        tokens = tokens_of(config, loaded.tokenizer)
-        model = loaded.model(device)
-        measured = evaluate(model, tokens, loaded.tokenizer, batch_size=config.batch_size, dtype=dtype)
-    print(f"{config.model_path}: {measured}")
-
-
-def tokens_of(config: EvaluateConfig, tokenizer: Tokenizer) -> Tokens:
-    """The tokens to measure on; those of --text come after an end of text, which is not measured."""
-    if config.text is not None:
-        ids = np.array([tokenizer.end_of_text, *tokenizer.encode(config.text)])
-        return Tokens(ids, 1, int(tokenizer.byte_counts[ids].sum()))
-    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors, held_out=True)
-    tokens = encode(source, tokenizer, config.cache_dir)
-    print(f"text       {source.description}: {len(tokens):,} tokens, {tokens.documents:,} documents")
-    return tokens

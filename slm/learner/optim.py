@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn, optim
 
-from slm.training.distributed import divided_as, is_divided, whole
+from slm.learner.workers import divided_as, is_divided, whole
 
 # Muon's rate for AdamW's rate of 1, both scaled to the same size of update (Liu et al., 2025); docs/experiments.md.
 MUON_RATE = 1.5

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.config import EXPORT_FORMATS, ModelConfig, TrainConfig
+from slm.config.formats import EXPORT_FORMATS
+from slm.config.model import ModelConfig
+from slm.config.train import TrainConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
-from slm.files import find_model, replacing
+from slm.files import replacing
 from slm.model.gpt import GPT
 
 FORMAT, VERSION = "small-language-model", 1
@@ -65,14 +67,6 @@ def save(path: Path, checkpoint: Checkpoint, keep: Path | None = None) -> None:
         content["training"] = dict(checkpoint.training)
     with replacing(path, keep=keep) as file:
         torch.save(content, file)
-
-
-def open_model(path: Path) -> Checkpoint:
-    """The checkpoint in a file or a run's folder, or what a transformers folder becomes. Raises UserError as `load`."""
-    from slm.model import pretrained
-
-    path = find_model(path)
-    return pretrained.load(str(path)) if path.is_dir() else load(path)
 
 
 def load(path: Path) -> Checkpoint:

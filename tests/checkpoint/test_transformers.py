@@ -14,14 +14,17 @@ import huggingface_hub
 import pytest
 import torch
 
+from slm.checkpoint import file as checkpoint
+from slm.checkpoint import transformers as pretrained
+from slm.checkpoint.file import Checkpoint
 from slm.cli import main
-from slm.config import ImportConfig, ModelConfig, flags, settings
+from slm.config.fields import flags, settings
+from slm.config.model import ModelConfig
+from slm.config.use import ImportConfig
 from slm.data.stories import stories
 from slm.data.tokenizer import Tokenizer, gpt2
 from slm.errors import UserError
 from slm.export import huggingface
-from slm.model import checkpoint, pretrained
-from slm.model.checkpoint import Checkpoint
 from slm.model.gpt import GPT
 
 safetensors_torch = pytest.importorskip("safetensors.torch")

@@ -1,0 +1,16 @@
+"""A model from whichever place a user names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from slm.checkpoint.file import Checkpoint, load
+from slm.files import find_model
+
+
+def open_model(path: Path) -> Checkpoint:
+    """The checkpoint in a file or a run's folder, or what a transformers folder becomes. Raises UserError as `load`."""
+    from slm.checkpoint import transformers
+
+    path = find_model(path)
+    return transformers.load(str(path)) if path.is_dir() else load(path)

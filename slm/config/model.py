@@ -1,0 +1,44 @@
+"""The shape of the network, and the named ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from slm.config.fields import flag
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a GPT-2-style network (Radford et al., 2019)."""
+
+    vocab_size: int = flag(
+        50_257, "number of tokens; below 50,257 keeps GPT-2's most common in the text; bpe: how many to train"
+    )
+    context_length: int = flag(128, "tokens the model can look back on")
+    n_layer: int = flag(6, "transformer blocks")
+    n_head: int = flag(6, "attention heads; must divide n_embd")
+    n_embd: int = flag(384, "width: length of a token's vector")
+    dropout: float = flag(0.0, "share of activations zeroed in training; try 0.1 for many epochs of a small text")
+    bias: bool = flag(True, "biases in linear layers and LayerNorms")
+    attention: Literal["flash", "math"] = flag(
+        "flash", "flash: torch's fused kernel where there is one; math: plain matrix products"
+    )
+
+
+PRESETS: Mapping[str, Mapping[str, object]] = {
+    # For the quick start: learns the built-in stories in minutes on a CPU (docs/experiments.md says why this shape).
+    "tiny": {
+        "vocab_size": 2048,
+        "context_length": 256,
+        "n_layer": 2,
+        "n_head": 8,
+        "n_embd": 256,
+        "batch_size": 16,
+        "learning_rate": 0.005,
+    },
+    "small": {},
+    "gpt2": {"context_length": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"context_length": 1024, "n_layer": 24, "n_head": 16, "n_embd": 1024},
+}
