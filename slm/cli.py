@@ -13,26 +13,24 @@ import os
 import shutil
 import signal
 import sys
+import textwrap
 import threading
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm import __version__
-from slm.config.fields import build, expected, flags, parse
-from slm.config.model import PRESETS
+from slm.config.fields import Flag, Settings, build, expected, flags, parse
 from slm.config.train import FindRateConfig, TrainConfig
 from slm.config.use import EvaluateConfig, ExportConfig, GenerateConfig, ImportConfig, ServeConfig, WatchConfig
 from slm.cores import processes
 from slm.errors import UserError
 
-_MISSING = object()  # the value of a flag that was given none
-
-LENGTHS = {"epochs", "max_steps", "max_minutes"}
+_NO_VALUE = object()  # stands for the missing value of a flag
 
 # command -> (its settings, the module whose `main(config)` runs it)
-COMMANDS: dict[str, tuple[type[Any], str]] = {
+COMMANDS: dict[str, tuple[type[Settings], str]] = {
     "train": (TrainConfig, "slm.training.trainer"),
     "find-lr": (FindRateConfig, "slm.training.find_rate"),
     "generate": (GenerateConfig, "slm.inference.command"),
@@ -42,81 +40,75 @@ COMMANDS: dict[str, tuple[type[Any], str]] = {
     "export": (ExportConfig, "slm.export.command"),
     "import": (ImportConfig, "slm.checkpoint.command"),
 }
+SERVER_PACKAGES = ("fastapi", "uvicorn", "prometheus_client")
 
 
 def read_flags(command: str, arguments: Sequence[str]) -> Any:
-    """The config of `command` from its `arguments`; explicit flags win over `--preset`.
+    """The config of `command` from its `arguments`; flags of the call win over every other source of values.
 
     Raises UserError with every bad argument at once.
     """
-    config_class, _ = COMMANDS[command]
-    known = flags(config_class)
-    parser = argparse.ArgumentParser(
-        prog=f"slm {command}", usage=f"slm {command} [flags]", description=config_class.__doc__, allow_abbrev=False,
-        formatter_class=_HelpFormatter,
-    )  # fmt: skip
-    for name, (kind, text, default) in known.items():
-        shown = "" if "default:" in text else f" (default: {str(default).lower() if kind is bool else default})"
-        # Values stay strings and may be missing until all flags are read: argparse would stop at the first bad one.
-        parser.add_argument(
-            f"--{name}", nargs="?", const="true" if kind is bool else _MISSING, default=None, action="append",
-            metavar=expected(kind), help=f"{text}{shown}".replace("%", "%%"),
-        )  # fmt: skip
-    given, unknown = parser.parse_known_args(list(arguments))
-
-    values: dict[str, object] = {}
-    problems = [
-        _unknown_flag(argument, known)
-        for before, argument in zip(["", *unknown], unknown, strict=False)
-        if argument.startswith("--") or not before.startswith("--") or "=" in before  # else an unknown flag's value
-    ]
-    for name, texts in vars(given).items():
-        if texts is None:
-            continue
-        kind = known[name][0]
-        several = typing.get_origin(kind) is tuple
-        try:
-            parsed = [parse(kind, text) for text in (texts if several else texts[-1:]) if text is not _MISSING]
-        except ValueError:
-            problems.append(f"--{name} must be {expected(kind)}, not {texts[-1]!r}")
-            continue
-        if len(parsed) < (len(texts) if several else 1):
-            problems.append(f"--{name} needs a value")
-        else:
-            values[name] = tuple(parsed) if several else parsed[0]
-    if "preset" in values and values["preset"] not in PRESETS:
-        problems.append(f"--preset must be one of {', '.join(PRESETS)}, not {values['preset']!r}")
-    base = PRESETS.get(str(values.get("preset")), {})
-    if command == "train" and processes().restartable:
-        from slm.training.folder import was_restarted
-
-        if was_restarted(str(values.get("out_dir", "."))):
-            values |= {"resume": True, "overwrite": False}
-            values.pop("init_from", None)
-    if values.get("resume") is True:  # a resumed run keeps its flags, but for those given now
-        from slm.training.folder import stored_settings
-
-        stored = stored_settings(str(values.get("out_dir", ".")))
-        if values.keys() & LENGTHS:  # a new length takes the place of the old one, however that was given
-            stored = {name: value for name, value in stored.items() if name not in LENGTHS}
-        base = {**stored, **base}
-        if "init_from" in values:
-            problems.append("--resume and --init_from exclude each other: a resumed run goes on from its own weights")
-    elif values.get("init_from") is not None:
-        from slm.training.trainer import shape_of
-
-        shape = shape_of(str(values["init_from"]))
-        problems += [
-            f"--{name} {values[name]}: the model of --init_from has {value}, and it stays so"
-            for name, value in shape.items()
-            if values.get(name, value) != value
-        ]
-        base = {**base, **shape}
-    config = build(config_class, {**base, **values})
-    problems.extend(config.problems())
+    config_class, module = COMMANDS[command]
+    given, problems = _given(command, config_class, arguments)
+    defaults = config_class.defaults(given)
+    if config_class.depend_on_files(given):
+        stored, given, more = importlib.import_module(module).defaults(given)
+        defaults = {**stored, **defaults}
+        problems += more
+    config = build(config_class, {**defaults, **given})
+    problems += config.problems()
     if problems:
         raise UserError(*problems)
     return config
+
+
+def _given(command: str, config_class: type[Settings], arguments: Sequence[str]) -> tuple[dict[str, object], list[str]]:
+    """The values of the flags in `arguments`, and a line for each argument that cannot be understood."""
+    known = flags(config_class)
+    texts, unknown = _parser(command, config_class, known).parse_known_args(list(arguments))
+    values: dict[str, object] = {}
+    problems: list[str] = []
+    free = [name for name in config_class.POSITIONAL if getattr(texts, name) is None]
+    previous = ""
+    for argument in unknown:
+        follows_unknown_flag = previous.startswith("--") and "=" not in previous
+        if argument.startswith("-") or not argument or not (follows_unknown_flag or free):
+            problems.append(_unknown(argument, known))
+        elif not follows_unknown_flag:
+            setattr(texts, free.pop(0), [argument])
+        previous = argument
+    for name, flag in known.items():
+        given = getattr(texts, name)
+        if given is None:
+            continue
+        several = typing.get_origin(flag.kind) is tuple
+        if _NO_VALUE in (given if several else given[-1:]):
+            problems.append(f"--{name} needs a value")
+            continue
+        try:
+            parsed = tuple(parse(flag.kind, text) for text in (given if several else given[-1:]))
+        except ValueError:
+            problems.append(f"--{name} must be {expected(flag.kind)}, not {given[-1]!r}")
+            continue
+        values[name] = parsed if several else parsed[0]
+    return values, problems
+
+
+def _parser(command: str, config_class: type[Settings], known: Mapping[str, Flag]) -> argparse.ArgumentParser:
+    positional = "".join(f" [{name}]" for name in config_class.POSITIONAL)
+    parser = argparse.ArgumentParser(
+        prog=f"slm {command}", usage=f"slm {command}{positional} [flags]", description=config_class.__doc__,
+        allow_abbrev=False, formatter_class=_HelpFormatter,
+    )  # fmt: skip
+    for name, (kind, text, default) in known.items():
+        shown = str(default).lower() if kind is bool else default
+        help = text if "default:" in text else f"{text} (default: {shown})"
+        # Values stay strings and may be missing until all flags are read: argparse would stop at the first bad one.
+        parser.add_argument(
+            f"--{name}", nargs="?", const="true" if kind is bool else _NO_VALUE, default=None, action="append",
+            metavar=expected(kind), help=help.replace("%", "%%"),
+        )  # fmt: skip
+    return parser
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -125,20 +117,22 @@ class _HelpFormatter(argparse.HelpFormatter):
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=36, width=min(120, shutil.get_terminal_size().columns))
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False)
+
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return str(action.metavar or "")  # without the brackets of an optional value
 
 
-def _unknown_flag(argument: str, known: dict[str, Any]) -> str:
-    if not argument.startswith("--"):
-        mend = (
-            "write a value that begins with - as --flag=-value"
-            if argument[:1] == "-"
-            else "every value follows its flag"
-        )
-        return f"unexpected argument {argument!r}: {mend}"
-    near = difflib.get_close_matches(argument.lstrip("-").split("=")[0].replace("-", "_"), known, n=1)
-    return f"no flag {argument.split('=')[0]}" + (f": did you mean --{near[0]}?" if near else "; --help lists all")
+def _unknown(argument: str, known: Mapping[str, Flag]) -> str:
+    """The line for an argument that is neither a flag nor the value of one."""
+    if argument.startswith("--"):
+        name = argument.split("=")[0]
+        near = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
+        return f"no flag {name}" + (f": did you mean --{near[0]}?" if near else "; --help lists all")
+    if argument.startswith("-"):
+        return f"unexpected argument {argument!r}: write a value that begins with - as --flag=-value"
+    return f"unexpected argument {argument!r}: every value follows its flag"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -146,50 +140,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if sys.version_info < (3, 10):  # noqa: UP036 - a message instead of a traceback
         print("error: Python 3.10 or newer is needed; this is " + sys.version.split()[0], file=sys.stderr)
         return 2
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # lines appear at once in a log, and no character is one too many
-            stream.reconfigure(errors="replace", line_buffering=True)
     command, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    _prepare_process()
     if command == "--version":
         print(f"slm {__version__}")
         return 0
     if command not in COMMANDS:
-        listing = "".join(f"  {name:10} {config.__doc__}\n" for name, (config, _) in COMMANDS.items())
-        asked = command in ("-h", "--help", "help")
-        print(
-            f"usage: slm {{{','.join(COMMANDS)}}} [--help] [flags]\n\n{listing}",
-            end="",
-            file=None if asked else sys.stderr,
-        )
-        if not asked:
-            print(f"error: no command {command!r}", file=sys.stderr)
-        return 0 if asked else 2
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files go
-    if "OMP_WAIT_POLICY" not in os.environ:  # threads that wait leave the cores to others sooner: docs/experiments.md
-        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+        return _list_commands(command)
     this = processes()
-    if this.rank > 0:  # of several processes one speaks
-        os.environ["TQDM_DISABLE"] = "1"
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends
-    if command == "watch" and rest and not rest[0].startswith("-"):  # the one command that is of a folder and no more
-        rest = ["--run_dir", *rest]
     try:
         config = read_flags(command, rest)
         return importlib.import_module(COMMANDS[command][1]).main(config) or 0
     except UserError as error:
-        if this.local_rank > 0:  # torchrun ends this process meanwhile, if the first one has the same to say
+        if this.local_rank > 0:  # torchrun ends this process meanwhile, if the first one reports the same
             time.sleep(5)
-        of = f"process {this.rank} of {this.world}: " if this.world > 1 else ""
+        origin = f"process {this.rank} of {this.world}: " if this.world > 1 else ""
         for problem in error.problems:
-            print(f"error: {of}{problem}", file=sys.stderr)
+            print(f"error: {origin}{problem}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "slm":
             raise
-        serving = error.name in ("fastapi", "uvicorn", "prometheus_client")
-        mend = f"python -m pip install {'fastapi uvicorn prometheus-client' if serving else '-r requirements.txt'}"
-        print(f"error: the Python package {error.name!r} is not installed: {mend}", file=sys.stderr)
+        needed = "fastapi uvicorn prometheus-client" if error.name in SERVER_PACKAGES else "-r requirements.txt"
+        print(
+            f"error: the Python package {error.name!r} is not installed: python -m pip install {needed}",
+            file=sys.stderr,
+        )
         return 2
     except (MemoryError, RuntimeError) as error:
         from slm.device import is_out_of_memory
@@ -205,3 +181,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+
+
+def _prepare_process() -> None:
+    """Set up output, signals and threads for the whole process."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # lines appear at once in a log, and every character can be printed
+            stream.reconfigure(errors="replace", line_buffering=True)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that temporary files are deleted
+    if "OMP_WAIT_POLICY" not in os.environ:  # waiting threads free the cores sooner: docs/experiments.md
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    if processes().rank > 0:  # of several processes only the first prints
+        os.environ["TQDM_DISABLE"] = "1"
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - until the process ends
+
+
+def _list_commands(asked: str) -> int:
+    """Print the commands: as an answer to `--help`, else as an error."""
+    is_help = asked in ("-h", "--help", "help")
+    stream = sys.stdout if is_help else sys.stderr
+    print(f"usage: slm {{{','.join(COMMANDS)}}} [--help] [flags]\n", file=stream)
+    for name, (config, _) in COMMANDS.items():
+        print(f"  {name:10} {config.__doc__}", file=stream)
+    if not is_help:
+        print(f"error: no command {asked!r}", file=sys.stderr)
+    return 0 if is_help else 2

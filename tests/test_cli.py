@@ -1,5 +1,6 @@
 """Flags: types, defaults, presets, and every bad one named at once."""
 
+import math
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 
 from slm.cli import COMMANDS, main, read_flags
 from slm.config import fields, formats
-from slm.config.fields import flags
+from slm.config.fields import Bounds, flags
 from slm.config.model import PRESETS, ModelConfig
 from slm.config.train import TrainConfig
 from slm.errors import UserError
@@ -48,6 +49,33 @@ def test_values_are_read_by_their_type():
     assert config.data.dataset == "a.txt"
 
 
+def test_the_main_values_need_no_names():
+    assert read_flags("train", ["book.txt", "--n_layer", "2"]).data.dataset == "book.txt"
+    config = read_flags("generate", ["--seed", "1", "runs/story", "Once upon a time"])
+    assert (config.model_path, config.prompt, config.seed) == ("runs/story", "Once upon a time", 1)
+    assert read_flags("evaluate", ["--model_path=a.pt", "book.txt"]).dataset == "book.txt"
+    assert read_flags("import", ["gpt2"]).from_ == "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words", "inside", "outside"),
+    [
+        (Bounds(None, None, None, None), None, [math.inf, -1], []),
+        (Bounds(1, None, None, None), "at least 1", [1, 1e9], [0, math.inf, math.nan]),
+        (Bounds(0, None, None, None), "0 or more", [0], [-1e-9, math.inf]),
+        (Bounds(None, 0, None, None), "above 0", [1e-9], [0, math.nan]),
+        (Bounds(None, 0, None, 1), "between 0 and 1", [0.5], [0, 1]),
+        (Bounds(None, 0, 1, None), "above 0 and at most 1", [1], [0, 1.1]),
+        (Bounds(0, None, None, 1), "from 0 to under 1", [0], [1, -1]),
+        (Bounds(0, None, 65_535, None), "from 0 to 65,535", [0, 65_535], [-1, 65_536]),
+    ],
+)
+def test_bounds(bounds, words, inside, outside):
+    assert words is None or str(bounds) == words
+    assert all(map(bounds.admit, inside))
+    assert not any(map(bounds.admit, outside))
+
+
 def test_explicit_flags_win_over_the_preset_in_any_order():
     config = read_flags("train", ["--n_head", "8", "--preset", "gpt2"])
     assert (config.model.n_layer, config.model.n_head, config.model.n_embd) == (12, 8, 768)
@@ -68,8 +96,8 @@ def test_all_bad_flags_are_reported_together():
         "--attention must be flash|math, not 'fast'",
         "--epochs must be NUMBER, not 'many'",
         "--seed needs a value",
-        "--n_embd 384 is not divisible by --n_head 5: try --n_embd 385",
         "--dropout must be from 0 to under 1, not 1.0",
+        "--n_embd 384 is not divisible by --n_head 5: try --n_embd 385",
     ]
 
 
@@ -90,11 +118,12 @@ def test_all_bad_flags_are_reported_together():
         ("--seed -1", "--seed must be from 0"),
         ("--max_steps 5 --max_minutes 5", "exclude each other"),
         ("--resume --overwrite", "exclude each other"),
-        ("--export onnx,gguff", "--export 'gguff' is no export format: did you mean gguf?"),
+        ("--export onnx,gguff", "--export 'gguff' is not an export format: did you mean gguf?"),
         ("--preset huge", "--preset must be one of tiny, small, gpt2, gpt2-medium, not 'huge'"),
         ("--batch_size 1.5", "--batch_size must be INTEGER, not '1.5'"),
         ("--bias perhaps", "--bias must be true|false"),
-        ("stray", "unexpected argument 'stray': every value follows its flag"),
+        ("book.txt stray", "unexpected argument 'stray': every value follows its flag"),
+        ("--dataset a.txt stray", "unexpected argument 'stray'"),
         ("-Hello", "write a value that begins with - as --flag=-value"),
         ("--zzz", "no flag --zzz; --help lists all"),
     ],
@@ -140,7 +169,7 @@ def test_a_flag_that_may_be_given_several_times():
     ("formats", "part"),
     [
         ("onx", "did you mean onnx?"),
-        ("onnx,zip", "'zip' is no export format: there are onnx, "),
+        ("onnx,zip", "'zip' is not an export format: choose from onnx, "),
         (",", "names no format"),
     ],
 )

@@ -6,9 +6,11 @@ Nothing else is needed to generate, evaluate or export, and opening one runs no 
 from __future__ import annotations
 
 import dataclasses
+import os
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slm.config.fields import fits, flags
 from slm.config.formats import EXPORT_FORMATS
 from slm.config.model import ModelConfig
-from slm.config.train import TrainConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.files import replacing
@@ -74,16 +76,43 @@ def load(path: Path) -> Checkpoint:
 
     Raises UserError where there is none, or the file is truncated, of another format or version, or holds code.
     """
-    if path.is_dir():
+    content = _content(path, header=False)
+    with _reporting_damage(path):
+        config, tokenizer = ModelConfig(**content["model_config"]), Tokenizer.from_state(content["tokenizer"])
+        weights = _checked(config, tokenizer, dict(content["weights"]))
+        return Checkpoint(config, weights, tokenizer, dict(content["facts"]), content.get("training"))
+
+
+def model_config(path: Path) -> ModelConfig:
+    """The shape of a checkpoint's model, without reading its tensors. Raises UserError as `load` does."""
+    content = _content(path, header=True)
+    with _reporting_damage(path):
+        config = ModelConfig(**content["model_config"])
+        _check_config(config)
+        return config
+
+
+def training_header(path: Path) -> dict[str, Any]:
+    """The plain values of a run's state, without reading its tensors. Raises UserError as `load` does."""
+    training = _content(path, header=True).get("training")
+    if not isinstance(training, dict):
+        raise UserError(f"{path} is a model, but not a run that can be continued")
+    return {name: value for name, value in training.items() if name in ("config", "launch")}
+
+
+def _content(path: Path, header: bool) -> dict[str, Any]:
+    """What a checkpoint's file holds. header: without reading or checking the tensors, which must not be used then."""
+    if os.path.isdir(path):  # noqa: PTH112
         raise UserError(f"{path} is a folder; give the checkpoint in it, such as {path / 'best_model.pt'}")
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - also for names that cannot be
         raise UserError(f"no checkpoint {path}: train one with `python train.py`, or name another with --model_path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with path.open("rb") as file:  # opened once: what is checked is what is read
-                check_records(file)
-                content = torch.load(file, map_location="cpu", weights_only=True)
+                check_records(file, only="data.pkl" if header else "")
+                source = str(path) if header else file  # only a path can be mapped
+                content = torch.load(source, map_location="cpu", weights_only=True, mmap=header)
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged file can fail in any part of the reader
@@ -100,37 +129,40 @@ def load(path: Path) -> Checkpoint:
         raise UserError(f"{path} is a PyTorch file, but not a checkpoint of this project")
     if content.get("version") != VERSION:
         raise UserError(f"{path} has format version {content.get('version')!r}; this program reads version {VERSION}")
+    return content
+
+
+@contextmanager
+def _reporting_damage(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged content leads to into a UserError."""
     try:
-        config, tokenizer = ModelConfig(**content["model_config"]), Tokenizer.from_state(content["tokenizer"])
-        weights = _checked(config, tokenizer, dict(content["weights"]))
-        return Checkpoint(config, weights, tokenizer, dict(content["facts"]), content.get("training"))
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [""])[0]
         raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
 
 
-def check_records(file: IO[bytes]) -> None:
+def check_records(file: IO[bytes], only: str = "") -> None:
     """Compare each record of an open PyTorch file with its CRC-32, which PyTorch writes and does not look at.
 
+    only: check just the records of this name.
     Leaves `file` at its beginning. Raises zipfile.BadZipFile, or whatever else damage leads to.
     """
     with zipfile.ZipFile(file) as archive:
         # PyTorch neither compresses, which could fill the memory, nor sets attributes: with one there is no content.
         if any(record.compress_type != zipfile.ZIP_STORED or record.external_attr for record in archive.infolist()):
             raise zipfile.BadZipFile("a record is not as PyTorch writes it")
-        if (damaged := archive.testzip()) is not None:
-            raise zipfile.BadZipFile(f"{damaged} is damaged")
+        for record in archive.infolist():
+            if record.filename.endswith(only):
+                with archive.open(record) as content:  # reading to the end compares the checksum
+                    while content.read(1 << 20):
+                        pass
     file.seek(0)
 
 
 def _checked(config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """`weights` in fp32. Raises ValueError where shape, tokenizer and weights do not belong together."""
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if type(value) is not type(entry.default) and not (type(value) is int and type(entry.default) is float):
-            raise ValueError(f"{entry.name} is {value!r}")
-    for problem in TrainConfig(model=config, init_from="").problems():
-        raise ValueError(problem.removeprefix("--"))
+    _check_config(config)
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"{tokenizer.vocab_size} tokens in the tokenizer, {config.vocab_size} in the model")
     if config.n_layer > len(weights):
@@ -142,3 +174,12 @@ def _checked(config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Tenso
     if wrong:
         raise ValueError(f"weights that do not fit the model: {', '.join(dict.fromkeys(wrong[:4]))}")
     return {name: weight.float().contiguous() for name, weight in weights.items()}
+
+
+def _check_config(config: ModelConfig) -> None:
+    """Raises ValueError where a value is not of its field's type, or cannot be used."""
+    for name, (kind, _, _) in flags(ModelConfig).items():
+        if not fits(kind, getattr(config, name)):
+            raise ValueError(f"{name} is {getattr(config, name)!r}")
+    for problem in config.problems():
+        raise ValueError(problem.removeprefix("--"))

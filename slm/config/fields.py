@@ -1,54 +1,121 @@
-"""One dataclass field is one flag: its help, its default and its checkpoint entry.
+"""One dataclass field is one flag: its help, its default, its bounds and its checkpoint entry.
 
-`flag(default, "help")` declares a field; `slm.cli` turns the fields of a command's dataclass into flags of the same
-name. Nested dataclasses are flattened, so that `ModelConfig.n_layer` is simply `--n_layer`.
+`flag(default, "help", at_least=1)` declares a field; `slm.cli` turns the fields of a command's settings into flags of
+the same name. Nested dataclasses are flattened, so that `ModelConfig.n_layer` is simply `--n_layer`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
 
-def flag(default: T, help: str) -> T:
-    """A dataclass field with the help text that the command line shows."""
-    return field(default=default, metadata={"help": help})
+def flag(
+    default: T,
+    help: str,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+) -> T:
+    """A dataclass field with the help text that the command line shows, and the bounds of its value."""
+    return field(default=default, metadata={"help": help, "bounds": Bounds(at_least, above, at_most, below)})
 
 
-def command(name: str) -> str:
-    """How the user calls the command `name`: as they called this one, by its script, as a module or installed."""
-    called = Path(sys.argv[0])
-    if called.name == "__main__.py":
-        return f"python -m slm {name}"
-    return f"python {name}.py" if called.suffix == ".py" else f"slm {name}"
+class Bounds(NamedTuple):
+    """What a number must be: from `at_least`, or above `above`, to `at_most`, or below `below`; None: no bound."""
+
+    at_least: float | None
+    above: float | None
+    at_most: float | None
+    below: float | None
+
+    def admit(self, value: float) -> bool:
+        """Whether `value` is within the bounds; no bound admits NaN, and none but `at_most` an infinity."""
+        if self == (None, None, None, None):
+            return True
+        low = value >= self.at_least if self.at_least is not None else self.above is None or value > self.above
+        high = value <= self.at_most if self.at_most is not None else value < (self.below or math.inf)
+        return low and high
+
+    def __str__(self) -> str:
+        low, high = (self.at_least if self.at_least is not None else self.above), (self.at_most or self.below)
+        if high is None:
+            if self.above is not None:
+                return f"above {low:,}"
+            return "0 or more" if low == 0 else f"at least {low:,}"
+        if self.above is not None:
+            return f"between {low:,} and {high:,}" if self.below else f"above {low:,} and at most {high:,}"
+        return f"from {low:,} to {'under ' if self.below else ''}{high:,}"
 
 
-def flags(config_class: type) -> dict[str, tuple[Any, str, object]]:
-    """The flags of a config class, nested ones flattened: name -> (type, help, default); `from_` is --from."""
-    found: dict[str, tuple[Any, str, object]] = {}
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a command, or a part of them that several share."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ()  # flags whose values may also be given without their names, in order
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, object]) -> Mapping[str, object]:
+        """Values that take the place of the fields' defaults, as `given`, the flags of the call, ask for."""
+        return {}
+
+    @classmethod
+    def depend_on_files(cls, given: Mapping[str, object]) -> bool:
+        """Whether more follows from files: then the command's module has a function `defaults(given)`, too."""
+        return False
+
+    def problems(self) -> Iterator[str]:
+        """One line for each value that cannot be used, with the mend."""
+        for entry in dataclasses.fields(self):
+            value = getattr(self, entry.name)
+            if isinstance(value, Settings):
+                yield from value.problems()
+            elif isinstance(value, int | float) and not entry.metadata["bounds"].admit(value):
+                yield f"--{flag_name(entry)} must be {entry.metadata['bounds']}, not {value}"
+
+
+class Flag(NamedTuple):
+    """One flag of the command line."""
+
+    kind: Any  # its type
+    help: str
+    default: object
+
+
+def flag_name(entry: dataclasses.Field[Any]) -> str:
+    """The name of a field's flag; `from_` is --from."""
+    return entry.name.removesuffix("_")
+
+
+def flags(config_class: type) -> dict[str, Flag]:
+    """The flags of a config class by name, nested ones flattened."""
+    found: dict[str, Flag] = {}
     hints = typing.get_type_hints(config_class)
     for entry in dataclasses.fields(config_class):
         if dataclasses.is_dataclass(hints[entry.name]):
             found |= flags(hints[entry.name])
         else:
-            found[entry.name.removesuffix("_")] = (hints[entry.name], entry.metadata["help"], entry.default)
+            found[flag_name(entry)] = Flag(hints[entry.name], entry.metadata["help"], entry.default)
     return found
 
 
-def settings(config: object) -> dict[str, Any]:
-    """The values of a config, nested ones flattened: name -> value."""
+def values_of(config: object) -> dict[str, Any]:
+    """The values of a config by flag, nested ones flattened."""
     found: dict[str, Any] = {}
     for entry in dataclasses.fields(config):  # type: ignore[arg-type]
         value = getattr(config, entry.name)
-        found |= settings(value) if dataclasses.is_dataclass(value) else {entry.name.removesuffix("_"): value}
+        found |= values_of(value) if dataclasses.is_dataclass(value) else {flag_name(entry): value}
     return found
 
 
@@ -59,8 +126,8 @@ def build(config_class: type[T], values: Mapping[str, object]) -> T:
     for entry in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if dataclasses.is_dataclass(hints[entry.name]):
             arguments[entry.name] = build(hints[entry.name], values)
-        elif entry.name.removesuffix("_") in values:
-            arguments[entry.name] = values[entry.name.removesuffix("_")]
+        elif flag_name(entry) in values:
+            arguments[entry.name] = values[flag_name(entry)]
     return config_class(**arguments)
 
 
@@ -81,6 +148,18 @@ def parse(kind: Any, text: str) -> object:
     return kind(text)
 
 
+def fits(kind: Any, value: object) -> bool:
+    """Whether `value` is of the type `kind`, one of those that `parse` knows; an int is a float, too."""
+    kind, may_be_none = _without_none(kind)
+    if value is None:
+        return may_be_none
+    if typing.get_origin(kind) is tuple:
+        return isinstance(value, tuple | list) and all(fits(typing.get_args(kind)[0], each) for each in value)
+    if typing.get_origin(kind) is Literal:
+        return value in typing.get_args(kind)
+    return type(value) is kind or (kind is float and type(value) is int)
+
+
 def expected(kind: Any) -> str:
     """What a value of the type `kind` looks like, in short."""
     kind, _ = _without_none(kind)
@@ -96,3 +175,11 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
         (kind,) = (each for each in typing.get_args(kind) if each is not types.NoneType)
         return kind, True
     return kind, False
+
+
+def command(name: str) -> str:
+    """How the user runs the command `name`: as they ran this one, by its script, as a module or installed."""
+    called = Path(sys.argv[0])
+    if called.name == "__main__.py":
+        return f"python -m slm {name}"
+    return f"python {name}.py" if called.suffix == ".py" else f"slm {name}"

@@ -1,65 +1,57 @@
-"""What the commands that use a model can be told."""
+"""The settings of the commands that use a model."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar
 
-from slm.config.fields import flag
+from slm.config.fields import Settings, flag
 from slm.config.formats import EXPORT_FORMATS, format_problems
-from slm.config.train import DataConfig
+from slm.config.train import CACHE_DIR, DATASET, ERRORS, PRECISION, TEXT_FIELD, Device, Errors, Precision
 from slm.cores import usable_cores
+
+MODEL_PATH = "model to load: .pt, .onnx, a run's folder, or one for transformers"
+DEVICE = "where to run; auto: a GPU where there is one"
+HOST = "address to listen on; 127.0.0.1 is reached from this machine only"
 
 
 @dataclass(frozen=True)
-class GenerateConfig:
+class GenerateConfig(Settings):
     """Let a trained model continue a text."""
 
-    model_path: str = flag("best_model.pt", "model to load: .pt, .onnx, a run's folder, or one for transformers")
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("model_path", "prompt")
+
+    model_path: str = flag("best_model.pt", MODEL_PATH)
     prompt: str = flag("", "text to continue; empty: start a new story")
     prompt_file: str | None = flag(None, "file with a prompt on each line, instead of --prompt")
     interactive: bool = flag(False, "ask for prompts, one after another")
-    max_length: int = flag(200, "tokens to add at most; a story that ends stops before")
-    num_samples: int = flag(1, "continuations to write of each prompt")
-    temperature: float = flag(0.8, "0: always the likeliest token; 1: as the model believes; above: bolder")
-    top_k: int = flag(0, "choose among the k likeliest tokens; 0: all")
-    top_p: float = flag(0.95, "choose among the likeliest tokens that together have this probability; 1: all")
-    min_p: float = flag(0.0, "choose among tokens at least this share as likely as the likeliest; 0: all")
-    repetition_penalty: float = flag(1.0, "above 1: tokens that were there already become less likely")
+    max_length: int = flag(200, "tokens to add at most; a story that ends stops before", at_least=1)
+    num_samples: int = flag(1, "continuations to write of each prompt", at_least=1)
+    temperature: float = flag(0.8, "0: always the likeliest token; 1: as the model believes; above: bolder", at_least=0)
+    top_k: int = flag(0, "choose among the k likeliest tokens; 0: all", at_least=0)
+    top_p: float = flag(
+        0.95, "choose among the likeliest tokens that together have this probability; 1: all", above=0, at_most=1
+    )
+    min_p: float = flag(
+        0.0, "choose among tokens at least this share as likely as the likeliest; 0: all", at_least=0, at_most=1
+    )
+    repetition_penalty: float = flag(
+        1.0, "above 1: tokens that were there already become less likely", at_least=0.01, at_most=100
+    )
     stop: tuple[str, ...] = flag((), "end before this text; may be given several times; default: at the story's end")
-    seed: int | None = flag(None, "the same seed writes the same text; default: a new one each time")
+    seed: int | None = flag(None, "the same seed writes the same text; default: a new one each time", at_least=0)
     logprobs: bool = flag(False, "print JSON: each token with its probability and the five likeliest")
-    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to run; auto: a GPU where there is one")
-    threads: int | None = flag(None, "CPU cores to use; default: as many as are fast for what is asked")
+    device: Device = flag("auto", DEVICE)
+    threads: int | None = flag(None, "CPU cores to use; default: as many as are fast for this task", at_least=1)
 
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
-        for name, value in {
-            "max_length": self.max_length,
-            "num_samples": self.num_samples,
-            "threads": self.threads,
-        }.items():
-            if value is not None and value < 1:
-                yield f"--{name} must be at least 1, not {value}"
-        if not 0 <= self.temperature < math.inf:
-            yield f"--temperature must be 0 or more, not {self.temperature}"
-        if self.top_k < 0:
-            yield f"--top_k must be 0 or more, not {self.top_k}"
-        if not 0 < self.top_p <= 1:
-            yield f"--top_p must be above 0 and at most 1, not {self.top_p}"
-        if not 0 <= self.min_p <= 1:
-            yield f"--min_p must be from 0 to 1, not {self.min_p}"
-        if not 0.01 <= self.repetition_penalty <= 100:
-            yield f"--repetition_penalty must be from 0.01 to 100, not {self.repetition_penalty}"
-        if self.threads is not None and self.threads > usable_cores():
-            yield f"--threads {self.threads} is more than the {usable_cores()} cores there are"
+        yield from super().problems()
+        yield from _too_many_threads(self.threads)
         if "" in self.stop:
             yield "--stop must not be empty"
-        if self.seed is not None and self.seed < 0:
-            yield f"--seed must be 0 or more, not {self.seed}"
         if self.temperature == 0 and self.num_samples > 1:
             yield f"--temperature 0 always writes the same text: {self.num_samples} samples need a higher one"
         given = {
@@ -72,68 +64,59 @@ class GenerateConfig:
 
 
 @dataclass(frozen=True)
-class ServeConfig:
+class ServeConfig(Settings):
     """Serve a trained model over HTTP, as OpenAI's completions API does, with a page to write on."""
 
-    model_path: str = flag("best_model.pt", GenerateConfig.__dataclass_fields__["model_path"].metadata["help"])
-    host: str = flag("127.0.0.1", "address to listen on; 127.0.0.1 is reached from this machine only")
-    port: int = flag(8000, "port to listen on; 0: any that is free")
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("model_path",)
+
+    model_path: str = flag("best_model.pt", MODEL_PATH)
+    host: str = flag("127.0.0.1", HOST)
+    port: int = flag(8000, "port to listen on; 0: any that is free", at_least=0, at_most=65_535)
     api_key: str | None = flag(None, "key that requests must bring, as Authorization: Bearer KEY; default: none")
     cors: tuple[str, ...] = flag(
         (), "web origin whose pages may ask, as https://example.org; may be given several times; default: none"
     )
-    max_batch: int = flag(32, "texts written together")
-    max_queue: int = flag(128, "requests that may wait for a place among them")
-    max_streams: int = flag(256, "requests that may be streamed to at once")
-    max_choices: int = flag(32, "texts that a request may ask for: prompts times n")
-    max_tokens: int = flag(2048, "tokens that a request may ask for in each text")
-    max_request_bytes: int = flag(1_000_000, "length of a request's body")
-    timeout: float = flag(120.0, "seconds that a request may take, the time it waits included")
+    max_batch: int = flag(32, "texts written together", at_least=1)
+    max_queue: int = flag(128, "requests that may wait for a place among them", at_least=0)
+    max_streams: int = flag(256, "requests that may be streamed to at once", at_least=1)
+    max_choices: int = flag(32, "texts that a request may ask for: prompts times n", at_least=1)
+    max_tokens: int = flag(2048, "tokens that a request may ask for in each text", at_least=1)
+    max_request_bytes: int = flag(1_000_000, "length of a request's body", at_least=1)
+    timeout: float = flag(120.0, "seconds that a request may take, including the time it waits", above=0)
     run_dir: str | None = flag(None, "a run's folder, or one with several, to watch on the page; default: none")
-    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to run; auto: a GPU where there is one")
-    threads: int | None = flag(None, "CPU cores to use; default: all")
+    device: Device = flag("auto", DEVICE)
+    threads: int | None = flag(None, "CPU cores to use; default: all", at_least=1)
 
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
-        for name in ("max_batch", "max_streams", "max_choices", "max_tokens", "max_request_bytes", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"--{name} must be at least 1, not {value}"
-        if self.max_queue < 0:
-            yield f"--max_queue must be 0 or more, not {self.max_queue}"
-        if not 0 < self.timeout < math.inf:
-            yield f"--timeout must be above 0, not {self.timeout}"
-        if not 0 <= self.port < 65_536:
-            yield f"--port must be from 0 to 65,535, not {self.port}"
-        if self.threads is not None and self.threads > usable_cores():
-            yield f"--threads {self.threads} is more than the {usable_cores()} cores there are"
+        yield from super().problems()
+        yield from _too_many_threads(self.threads)
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable() and self.api_key):
             yield "--api_key must be of printable ASCII characters"
         for origin in self.cors:
             if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-                yield f"--cors {origin!r} is no origin: write it as https://example.org, without a path, or *"
+                yield f"--cors {origin!r} is not an origin: write it as https://example.org, without a path, or *"
 
 
 @dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Settings):
     """Measure a trained model on a text."""
 
-    model_path: str = flag("best_model.pt", "model to load: .pt, .onnx, a run's folder, or one for transformers")
-    dataset: str = flag("stories", DataConfig.__dataclass_fields__["dataset"].metadata["help"])
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("model_path", "dataset")
+
+    model_path: str = flag("best_model.pt", MODEL_PATH)
+    dataset: str = flag("stories", DATASET)
     text: str | None = flag(None, "this text itself, instead of a dataset")
-    text_field: str = flag("text", DataConfig.__dataclass_fields__["text_field"].metadata["help"])
-    errors: Literal["strict", "replace"] = flag("strict", DataConfig.__dataclass_fields__["errors"].metadata["help"])
-    cache_dir: str = flag("~/.cache/slm", "where token files are kept for the next run")
-    batch_size: int = flag(32, "windows of the model's context length at a time")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = flag(
-        "auto", "arithmetic of matrix products; auto: what is fast on the device"
-    )
-    device: Literal["auto", "cpu", "cuda", "mps"] = flag("auto", "where to run; auto: a GPU where there is one")
+    text_field: str = flag("text", TEXT_FIELD)
+    errors: Errors = flag("strict", ERRORS)
+    cache_dir: str = flag("~/.cache/slm", CACHE_DIR)
+    batch_size: int = flag(32, "sequences of the model's context length at a time", at_least=1)
+    precision: Precision = flag("auto", PRECISION)
+    device: Device = flag("auto", DEVICE)
 
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
-        if self.batch_size < 1:
-            yield f"--batch_size must be at least 1, not {self.batch_size}"
+        yield from super().problems()
         if self.text == "":
             yield "--text must not be empty"
         if self.text is not None and self.dataset != "stories":
@@ -141,35 +124,37 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Settings):
     """Write a trained model in the formats of other programs."""
 
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("model_path",)
+
     model_path: str = flag("best_model.pt", "checkpoint to export")
-    format: str = flag("onnx", f"one or several, with commas between them: {', '.join(EXPORT_FORMATS)}")
+    format: str = flag("onnx", f"one or several, separated by commas: {', '.join(EXPORT_FORMATS)}")
     out_dir: str | None = flag(None, "folder to write to; default: that of model_path")
 
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
+        yield from super().problems()
         yield from format_problems("format", self.format)
 
 
 @dataclass(frozen=True)
-class WatchConfig:
+class WatchConfig(Settings):
     """Show runs as they learn, in a browser: curves, and the story at each evaluation."""
 
-    run_dir: str = flag(".", "folder of a run, or one with several runs below it")
-    host: str = flag("127.0.0.1", "address to listen on; 127.0.0.1 is reached from this machine only")
-    port: int = flag(8001, "port to listen on; 0: any that is free")
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("run_dir",)
 
-    def problems(self) -> Iterator[str]:
-        """One line for each value that cannot be used, with the mend."""
-        if not 0 <= self.port < 65_536:
-            yield f"--port must be from 0 to 65,535, not {self.port}"
+    run_dir: str = flag(".", "folder of a run, or one with several runs below it")
+    host: str = flag("127.0.0.1", HOST)
+    port: int = flag(8001, "port to listen on; 0: any that is free", at_least=0, at_most=65_535)
 
 
 @dataclass(frozen=True)
-class ImportConfig:
+class ImportConfig(Settings):
     """Make a checkpoint of a GPT-2 in the layout of the transformers library."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("from",)
 
     from_: str = flag("", "folder with config.json, weights, tokenizer, or a hub name like gpt2; no default: give one")
     out_dir: str = flag(".", "folder for best_model.pt")
@@ -177,5 +162,11 @@ class ImportConfig:
 
     def problems(self) -> Iterator[str]:
         """One line for each value that cannot be used, with the mend."""
+        yield from super().problems()
         if not self.from_:
             yield "--from is missing: give a folder with a config.json, or the name of a model on the hub"
+
+
+def _too_many_threads(threads: int | None) -> Iterator[str]:
+    if threads is not None and threads > usable_cores():
+        yield f"--threads {threads} is more than the {usable_cores()} cores there are"

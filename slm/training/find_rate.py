@@ -15,6 +15,7 @@ from slm.data.corpus import prepare
 from slm.device import pick_device, pick_precision
 from slm.errors import UserError
 from slm.files import replacing, user_path
+from slm.training.stored import defaults as defaults  # which slm.cli asks for
 from slm.training.trainer import Run, check_length
 
 PICTURE = "learning_rate.png"

@@ -15,7 +15,7 @@ from typing import Any
 
 from slm.checkpoint import file as checkpoint
 from slm.checkpoint.file import Checkpoint
-from slm.config.fields import flags, settings
+from slm.config.fields import flags, values_of
 from slm.config.formats import EXPORT_FORMATS
 from slm.config.model import ModelConfig
 from slm.config.train import DataConfig, TrainConfig
@@ -115,7 +115,7 @@ def check_unchanged(training: Mapping[str, Any], config: TrainConfig, world: int
 
     training: of the state to go on from. world: processes that go on with it.
     """
-    old, new = training["config"], settings(config)
+    old, new = training["config"], values_of(config)
     changed = [name for name in new if name in old and old[name] != new[name] and name not in OF_THE_CALL]
     refused = [name for name in sorted(FIXED) if old.get(name) != new[name]]
     if config.batch_size and step_windows(config, config.batch_size, world) != training.get("windows"):
@@ -137,7 +137,7 @@ def step_windows(config: TrainConfig, batch_size: int, world: int) -> int:
 
 def kept_settings(config: TrainConfig) -> dict[str, Any]:
     """The flags of a run, as its files keep them."""
-    return {name: value for name, value in settings(config).items() if name not in OF_THE_CALL}
+    return {name: value for name, value in values_of(config).items() if name not in OF_THE_CALL}
 
 
 def launch() -> str:
@@ -147,19 +147,22 @@ def launch() -> str:
     return f"{os.environ.get('TORCHELASTIC_RUN_ID', '')} {socket.gethostname()} {os.getppid()}"
 
 
-def was_restarted(out_dir: str) -> bool:
-    """Whether torchrun has started the run in `out_dir` again: then it was this same torchrun that left its state."""
-    try:
-        state, _ = latest(user_path(out_dir))
-    except UserError:
-        return False
-    return bool((state.training or {}).get("launch") == launch())
+def was_restarted(folder: Path) -> bool:
+    """Whether torchrun has restarted the run in `folder`: then it was this same torchrun that left its state."""
+    header = _header(folder)
+    return header is not None and header.get("launch") == launch()
 
 
-def stored_settings(out_dir: str) -> dict[str, Any]:
-    """The flags that the run in `out_dir` was started with; none where there is no run to resume."""
-    try:
-        state, _ = latest(user_path(out_dir))
-    except UserError:  # `main` says so
-        return {}
-    return dict((state.training or {})["config"])
+def stored_settings(folder: Path) -> dict[str, Any]:
+    """The flags that the run in `folder` was started with; none where there is no run to resume."""
+    return dict((_header(folder) or {}).get("config", {}))
+
+
+def _header(folder: Path) -> Mapping[str, Any] | None:
+    """What the latest state that can be opened says of its run, without its tensors; None where there is none."""
+    for name in (LAST, PREVIOUS):
+        try:
+            return checkpoint.training_header(folder / name)
+        except UserError:  # noqa: PERF203 - reported when the run is resumed
+            continue
+    return None

@@ -26,7 +26,7 @@ from torch.profiler import record_function
 from slm.checkpoint import file as checkpoint
 from slm.checkpoint.file import Checkpoint
 from slm.checkpoint.open import open_model
-from slm.config.fields import command, settings
+from slm.config.fields import command
 from slm.config.formats import format_list
 from slm.config.train import TrainConfig
 from slm.data.batches import TrainingBatches
@@ -49,6 +49,7 @@ from slm.training import folder, plan, report
 from slm.training.folder import BEST, EXPORTS, LAST, METRICS, PLOT, RUN_FILES, SAMPLES
 from slm.training.plan import duration
 from slm.training.progress import Progress
+from slm.training.stored import defaults as defaults  # which slm.cli asks for
 
 TRACE = "trace.json"
 PEAK_RATES = {"adamw": 1e-3, "muon": 4e-3}  # at width 384; docs/experiments.md
@@ -673,12 +674,6 @@ def check_length(corpus: Corpus, context_length: int) -> None:
             f"where --context_length {context_length} needs at least {context_length + 1:,}: give more text, or make "
             "the context shorter"
         )
-
-
-def shape_of(init_from: str) -> dict[str, Any]:
-    """The flags that the model to go on from decides."""
-    shape = settings(open_model(user_path(init_from)).config)
-    return {name: value for name, value in shape.items() if name not in ("dropout", "attention")}
 
 
 @contextlib.contextmanager

@@ -159,7 +159,7 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed(saved, monkeypatc
     path, model = saved
     right = checkpoint.check_records
 
-    def then_replaced(file):
+    def then_replaced(file, only=""):
         right(file)
         checkpoint.save(path, Checkpoint(SHAPE, GPT(SHAPE).state_dict(), gpt2(), {"val": {"loss": 1.0}}))
 

@@ -18,7 +18,7 @@ from slm.checkpoint import file as checkpoint
 from slm.checkpoint import transformers as pretrained
 from slm.checkpoint.file import Checkpoint
 from slm.cli import main
-from slm.config.fields import flags, settings
+from slm.config.fields import flags, values_of
 from slm.config.model import ModelConfig
 from slm.config.use import ImportConfig
 from slm.data.stories import stories
@@ -580,7 +580,7 @@ def test_the_command_needs_a_source(arguments, capsys):
 
 def test_the_flag_is_from():
     assert list(flags(ImportConfig)) == ["from", "out_dir", "overwrite"]
-    assert settings(ImportConfig(from_="gpt2"))["from"] == "gpt2"
+    assert values_of(ImportConfig(from_="gpt2"))["from"] == "gpt2"
 
 
 def test_python_m_slm_is_the_command_line():

@@ -837,7 +837,7 @@ def test_a_run_that_went_on_from_a_model_is_resumed_without_it(config, trained, 
 @pytest.mark.parametrize(
     ("flag", "part"),
     [
-        ("--n_layer=3", "--n_layer 3: the model of --init_from has 2, and it stays so"),
+        ("--n_layer=3", "--n_layer 3: the model of --init_from has 2, which cannot be changed"),
         ("--vocab_size=500", "--vocab_size 500: the model of --init_from has 400"),
         ("--tokenizer=bpe", "--init_from and --tokenizer exclude each other"),
     ],
