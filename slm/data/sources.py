@@ -13,7 +13,6 @@ import difflib
 import glob
 import gzip
 import hashlib
-import inspect
 import io
 import json
 import logging
@@ -500,7 +499,7 @@ def _stories_source(dataset: str, seed: int) -> Source:
         raise UserError(f"cannot write {number!r} stories: give a whole number from 1 on, as in stories:10000")
     count = int(number)
     description = f"built-in stories ({count:,})"
-    fingerprint = _digest("stories", count, seed, inspect.getsource(stories)).hexdigest()
+    fingerprint = _digest("stories", count, seed, stories.fingerprint()).hexdigest()
     return Source(description, fingerprint, None, lambda: _documents(stories.stories(count, seed), description))
 
 
