@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.errors import UserError
 
 # Divides text into words before any merge (Radford et al., 2019), with possessive quantifiers: the same pieces, faster.

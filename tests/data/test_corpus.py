@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 
 from slm.config.train import DataConfig
 from slm.data import corpus as module
-from slm.data.corpus import choose_validation, encode, prepare
-from slm.data.sources import END_OF_TEXT, Piece, Source, open_source
+from slm.data import encoding
+from slm.data.corpus import choose_validation, prepare
+from slm.data.encoding import Encoded, encode
+from slm.data.source import END_OF_TEXT, Piece, Source
+from slm.data.sources import open_source
 from slm.data.stories import stories
 from slm.data.tokenizer import gpt2
 from slm.errors import UserError
@@ -63,12 +66,12 @@ def test_pieces_of_a_document_are_not_closed(tmp_path):
 def test_block_size_changes_nothing(tmp_path_factory, parts, block):
     source = source_of(*[part for part in parts if END_OF_TEXT not in part] or ["x"])
     expected = encode(source, GPT2, str(tmp_path_factory.mktemp("a"))).ids.tolist()
-    before = module.BLOCK_CHARACTERS
-    module.BLOCK_CHARACTERS = block
+    before = encoding.BLOCK_CHARACTERS
+    encoding.BLOCK_CHARACTERS = block
     try:
         assert encode(source, GPT2, str(tmp_path_factory.mktemp("b"))).ids.tolist() == expected
     finally:
-        module.BLOCK_CHARACTERS = before
+        encoding.BLOCK_CHARACTERS = before
 
 
 def test_a_long_file_gives_the_tokens_of_its_whole_text(tmp_path):
@@ -126,7 +129,7 @@ def test_a_document_divided_between_the_splits_ends_in_each(tmp_path):
     parts = [f"{number} is a part of the book. " for number in range(40)]
     source = source_of(parts)
     chosen = choose_validation(source, 0.1)
-    pieces = list(module._with_split(source, chosen))
+    pieces = list(encoding._with_split(source, chosen))
     assert 0 < chosen.sum() < 20
     assert [split for _, split in pieces] == chosen.astype(int).tolist()
     borders = [number for number in range(39) if chosen[number] != chosen[number + 1]]
@@ -136,7 +139,7 @@ def test_a_document_divided_between_the_splits_ends_in_each(tmp_path):
 def test_a_text_that_changes_while_it_is_read_is_refused():
     for chosen in (np.zeros(2, dtype=bool), np.zeros(4, dtype=bool)):
         with pytest.raises(UserError, match="changed while it was read"):
-            list(module._with_split(source_of("a", "b", "c"), chosen))
+            list(encoding._with_split(source_of("a", "b", "c"), chosen))
 
 
 def test_two_documents_are_enough():
@@ -185,7 +188,7 @@ def test_bytes_are_those_of_the_text(config):
 class TestCache:
     def test_a_second_run_reads_no_text(self, config, monkeypatch):
         first = prepare(config, 500)
-        monkeypatch.setattr(module, "_encode_all", lambda *_: pytest.fail("tokenised again"))
+        monkeypatch.setattr(encoding, "encode_all", lambda *_: pytest.fail("tokenised again"))
         monkeypatch.setattr(module, "choose_validation", lambda *_: pytest.fail("read again"))
         again = prepare(config, 500)
         np.testing.assert_array_equal(first.train.ids, again.train.ids)
@@ -205,11 +208,11 @@ class TestCache:
 
     def test_a_run_that_dies_leaves_nothing_to_be_used(self, config, tmp_path, monkeypatch):
         def dies(*arguments):
-            yield 0, np.arange(5, dtype=np.uint32), 5
+            yield Encoded(0, np.arange(5, dtype=np.uint32), 5)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_encode_all", dies)
+            patch.setattr(encoding, "encode_all", dies)
             with pytest.raises(KeyboardInterrupt):
                 prepare(config, 50_257)
         assert list((tmp_path / "cache").iterdir()) == []
