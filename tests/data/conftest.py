@@ -2,8 +2,9 @@
 
 import pytest
 
-from slm.data.source import END_OF_TEXT
+from slm.data.source import END_OF_TEXT, Piece, Source
 from slm.data.sources import open_source
+from slm.data.tokenizer import gpt2
 from slm.errors import UserError
 
 
@@ -39,6 +40,21 @@ def write_parquet(file, **columns):
     from pyarrow import parquet
 
     parquet.write_table(pa.table(columns), file)
+
+
+def source_of(*documents, fingerprint="f"):
+    """A source whose documents are lists of pieces."""
+    pieces = [
+        Piece(text, i + 1 == len(parts))
+        for parts in ([d] if isinstance(d, str) else d for d in documents)
+        for i, text in enumerate(parts)
+    ]
+    return Source("made up", fingerprint, None, lambda: iter(pieces))
+
+
+def texts(tokens, tokenizer=None):
+    """The bytes of these tokens, without the ends of text."""
+    return (tokenizer or gpt2()).decode_bytes(tokens.ids.tolist())
 
 
 @pytest.fixture
