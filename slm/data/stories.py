@@ -94,6 +94,7 @@ def _pick(rng: random.Random, options: Sequence[T]) -> T:
     return options[int(rng.random() * len(options))]
 
 
+@cache
 def _with_article(word: str, a_not_an: tuple[str, ...]) -> str:
     vowel = word[0] in "aeiou" and not word.startswith(a_not_an)
     return f"{'an' if vowel else 'a'} {word}"
