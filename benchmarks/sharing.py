@@ -21,14 +21,15 @@ ROOT = Path(__file__).parents[1]
 PREPARE = """
 import os, sys, time
 os.sched_setaffinity(0, {int(sys.argv[4])})
-from slm.data import corpus
+from slm.config.train import DataConfig
+from slm.data import corpus, encoding
 from slm.data.tokenizer import gpt2
 gpt2().encode("warm")
-corpus.PART_BYTES = int(sys.argv[3])
+encoding.PART_BYTES = int(sys.argv[3])
 print("ready", flush=True)
 sys.stdin.readline()
 begun, busy = time.perf_counter(), time.process_time()
-corpus.prepare(corpus.DataConfig(sys.argv[1], cache_dir=sys.argv[2]), 50_257)
+corpus.prepare(DataConfig(sys.argv[1], cache_dir=sys.argv[2]), 50_257)
 print(time.perf_counter() - begun, time.process_time() - busy)
 """
 

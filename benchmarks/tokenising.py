@@ -1,6 +1,6 @@
 """How fast and in how much memory does a text become token files?
 
-Compares `slm.data.corpus.encode` with tiktoken's own `encode_ordinary_batch` on the same documents, alternating, both
+Compares `slm.data.encoding.encode` with tiktoken's own `encode_ordinary_batch` on the same documents, alternating, both
 on one core, then ours on all cores; then encodes a text of `--gigabytes` in a process of its own and reports its peak
 memory above that of an interpreter which has the same modules loaded (Linux only). Prints a table and one JSON line.
 
@@ -25,12 +25,13 @@ from pathlib import Path
 MEASURE_PEAK = """
 import re, sys
 import tqdm
-from slm.data import corpus, sources
+from slm.config.train import DataConfig
+from slm.data import corpus
 from slm.data.tokenizer import gpt2
 tokenizer = gpt2()
 tokenizer.encode("warm")
 if len(sys.argv) > 1:
-    corpus.prepare(corpus.DataConfig(dataset=sys.argv[1], cache_dir=sys.argv[2]), 50257)
+    corpus.prepare(DataConfig(dataset=sys.argv[1], cache_dir=sys.argv[2]), 50257)
 print(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 """
 
@@ -49,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     flags = parser.parse_args()
 
-    from slm.data.corpus import encode
+    from slm.data.encoding import encode
     from slm.data.sources import open_source
     from slm.data.tokenizer import gpt2
 

@@ -43,7 +43,8 @@ sys.path.insert(0, str(ROOT))
 from slm.config.model import ModelConfig
 from slm.config.train import DataConfig, TrainConfig
 from slm.data.batches import TrainingBatches
-from slm.data.corpus import Corpus, Tokens, encode, prepare
+from slm.data.corpus import Corpus, prepare
+from slm.data.encoding import Tokens, encode
 from slm.data.sources import open_source
 from slm.device import autocast
 from slm.evaluation.measure import measure

@@ -66,12 +66,12 @@ def _rename_away(path: Path, keep: Path) -> None:
 
 
 @contextmanager
-def publishing(path: Path) -> Iterator[Path]:
+def publishing(path: Path, mend: str = "") -> Iterator[Path]:
     """A path of the same name for a file or folder to make, which takes the place of `path` when the block ends well.
 
     For what other programs write, or of several files. An old file or folder stays whole until the new one is on the
-    disk. Raises UserError where the disk is full or the folder cannot be written to, and where an old folder holds
-    something that the new one does not: that is not ours to delete.
+    disk. Raises UserError where the disk is full or the folder cannot be written to, saying `mend`, and where an old
+    folder holds something that the new one does not: that is not ours to delete.
     """
     try:
         with tempfile.TemporaryDirectory(
@@ -92,34 +92,58 @@ def publishing(path: Path) -> Iterator[Path]:
             made.replace(path)
             sync(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot write {path}: {error.strerror or error}{mend}") from error
 
 
 @contextmanager
 def locked(path: Path, busy: str, mend: str) -> Iterator[None]:
-    """Hold the lock file `path`, which says whose process holds it, until the block ends.
+    """Hold the lock file `path` until the block ends; the file itself stays.
 
-    The system takes a lock back when its process ends, so that none is ever left behind; the file itself stays.
     Raises UserError where another process holds it, with the texts `busy` and `mend`, and where it cannot be opened.
     """
     try:
-        file = path.open("a+", encoding="utf-8")
+        lock = take_lock(path)
     except OSError as error:
         raise UserError(f"cannot open {path}: {error.strerror}") from error
-    with file:
+    if lock is None:
+        owner = path.read_text(encoding="utf-8").strip() if path.exists() else ""
+        process = f" (process {owner})" if owner else ""
+        raise UserError(f"{busy}{process}: wait for it, stop it, {mend}")
+    with lock:
+        yield
+
+
+def take_lock(path: Path) -> IO[str] | None:
+    """The lock file `path`, held until it is closed; None where another process holds it.
+
+    The system takes a lock back when its process ends, so that none is ever left behind; the file says which process
+    holds it. The holder may delete the file before it closes it. Raises OSError where it cannot be opened.
+    """
+    while True:
+        file = path.open("a+", encoding="utf-8")
         try:
             _lock(file.fileno())
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().strip()
-            process = f" (process {owner})" if owner else ""
-            raise UserError(f"{busy}{process}: wait for it, stop it, {mend}") from error
+        except BlockingIOError:
+            file.close()
+            return None
         except OSError:  # a file system that has no locks
             pass
+        if not _is_at(
+            file, path
+        ):  # its last holder deleted it after it was opened here: whoever comes next locks another
+            file.close()
+            continue
         with suppress(OSError):  # on a full disk the lock holds, though it does not say whose it is
             os.ftruncate(file.fileno(), 0)
             os.write(file.fileno(), f"{os.getpid()}\n".encode())
-        yield
+        return file
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _lock(descriptor: int) -> None:

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from slm.config.use import GenerateConfig
-from slm.data import stories as grammar
+from slm.data.stories import grammar
 from slm.inference.text import load
 
-NAMES = {name for names in grammar.NAMES.values() for name in names}
+NAMES = {name for names in grammar().names.values() for name in names}
 SAMPLES = 100
 
 

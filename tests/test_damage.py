@@ -16,7 +16,7 @@ from slm.checkpoint.file import Checkpoint
 from slm.config.model import ModelConfig
 from slm.config.train import DataConfig
 from slm.data.corpus import prepare
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.data.stories import stories
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError

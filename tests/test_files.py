@@ -1,10 +1,12 @@
 """Files appear whole or not at all."""
 
+import os
+
 import pytest
 
 from slm import files
 from slm.errors import UserError
-from slm.files import checksum, replacing
+from slm.files import checksum, locked, replacing, take_lock
 
 
 def test_the_new_content_takes_the_old_ones_place(tmp_path):
@@ -66,3 +68,37 @@ def test_a_checksum_is_that_of_the_checksums_of_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "CHECKSUM_BLOCK", 4)
     assert checksum(path, done=read.append) == "1e7fe6e6"
     assert read == [4, 4, 1]
+
+
+def test_a_lock_is_held_until_it_is_closed(tmp_path):
+    path = tmp_path / "lock"
+    with take_lock(path):
+        assert path.read_text() == f"{os.getpid()}\n"
+        assert take_lock(path) is None
+        with pytest.raises(UserError, match=rf"^in use \(process {os.getpid()}\): wait for it, stop it, or go$"):
+            locked(path, "in use", "or go").__enter__()
+    with locked(path, "in use", "or go"):
+        assert take_lock(path) is None
+    take_lock(path).close()
+
+
+def test_a_lock_that_its_holder_deleted_is_no_longer_taken(tmp_path, monkeypatch):
+    """Who had opened the deleted file before must not hold it beside one who opens a new one."""
+    path, opened = tmp_path / "lock", []
+    real = files._lock
+
+    def lock(descriptor):
+        if not opened:  # its holder deletes it and lets it go before we lock it
+            path.unlink()
+        opened.append(descriptor)
+        real(descriptor)
+
+    monkeypatch.setattr(files, "_lock", lock)
+    with take_lock(path):
+        assert len(opened) == 2
+        assert take_lock(path) is None
+
+
+def test_a_lock_that_cannot_be_opened_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"cannot open .*lock: No such file or directory"):
+        locked(tmp_path / "no" / "lock", "in use", "or go").__enter__()

@@ -10,9 +10,9 @@ import torch
 
 from slm.cli import main
 from slm.config.train import DataConfig
-from slm.data import corpus
+from slm.data import cache, encoding
 from slm.data.corpus import prepare
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.data.stories import stories
 from slm.errors import UserError
 from slm.export import huggingface
@@ -109,8 +109,8 @@ def objects():
 
 def sealed(folder):
     """Checksums that fit, as whoever put the payload there would write."""
-    found = corpus._checksums(folder, [file.name for file in folder.iterdir() if file.name != corpus.CHECKSUMS])
-    (folder / corpus.CHECKSUMS).write_text(json.dumps({"files": found, "checksum": corpus._crc(found)}))
+    found = cache._checksums(folder, [file.name for file in folder.iterdir() if file.name != cache.CHECKSUMS])
+    (folder / cache.CHECKSUMS).write_text(json.dumps({"files": found, "checksum": cache._crc(found)}))
 
 
 @pytest.mark.parametrize("name", ["lengths", "bytes", "gpt2_ids", "name"])
@@ -127,7 +127,7 @@ def test_a_tokenizer_in_the_cache(name, here):
 
 @pytest.mark.parametrize("name", ["hashes", "starts", "counts"])
 def test_parts_in_the_cache(name, here, monkeypatch):
-    monkeypatch.setattr(corpus, "PART_BYTES", 2000)
+    monkeypatch.setattr(encoding, "PART_BYTES", 2000)
     (here / "text.txt").write_text(END_OF_TEXT.join(stories(40)))
     config = DataConfig("text.txt", cache_dir="cache")
     prepare(config, 300)

@@ -19,7 +19,7 @@ from torch import Tensor
 from slm.checkpoint import file as checkpoint
 from slm.checkpoint.file import Checkpoint
 from slm.config.model import ModelConfig
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.files import user_path

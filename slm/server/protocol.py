@@ -18,7 +18,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from slm.config.use import ServeConfig
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer
 from slm.inference.generator import Continuation, Token
 from slm.inference.sampling import Sampling

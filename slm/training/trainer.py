@@ -196,7 +196,7 @@ class Run:
         )
         self.feed = Feed(self.batches, device)
         self.tokens_per_step = self.windows * self.shape.context_length
-        self.steps_per_epoch = self.batches.windows / self.windows
+        self.steps_per_epoch = self.batches.sequences / self.windows
         self.planned_steps = config.max_steps or math.ceil(config.epochs * self.steps_per_epoch)
         self.state = State()
         self.loss_sum = torch.zeros((), device=device)  # since the last look

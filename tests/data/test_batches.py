@@ -7,9 +7,9 @@ from slm.data.batches import IGNORED, TrainingBatches, evaluation_batches, gathe
 
 
 def epoch_of(batches, first=0):
-    """Inputs and targets of as many batches as an epoch has windows for."""
-    steps = batches.windows // batches.batch_size
-    assert steps * batches.batch_size == batches.windows
+    """Inputs and targets of as many batches as an epoch has sequences for."""
+    steps = batches.sequences // batches.batch_size
+    assert steps * batches.batch_size == batches.sequences
     parts = [batches(step) for step in range(first, first + steps)]
     return np.concatenate([x for x, _ in parts]), np.concatenate([y for _, y in parts])
 
@@ -18,18 +18,18 @@ def epoch_of(batches, first=0):
 def test_in_an_epoch_each_token_is_a_target_once_up_to_the_ragged_ends(tokens, context, batch):
     batches = TrainingBatches(np.arange(tokens, dtype=np.uint16), batch, context, seed=3)
     for epoch in range(4):
-        ids, targets = epoch_of(batches, epoch * batches.windows // batch)
+        ids, targets = epoch_of(batches, epoch * batches.sequences // batch)
         assert (targets == ids + 1).all()
         seen = np.sort(targets.ravel())
         assert len(seen) > tokens - 2 * context
         assert (np.diff(seen) == 1).all()  # one unbroken stretch, nothing twice
 
 
-def test_window_borders_move_from_epoch_to_epoch():
+def test_sequence_borders_move_from_epoch_to_epoch():
     batches = TrainingBatches(np.arange(1000), 9, 10, seed=0)
-    phases = {int(epoch_of(batches, epoch * 11)[0].min()) for epoch in range(8)}
-    assert len(phases) >= 4
-    assert phases <= set(range(10))
+    offsets = {int(epoch_of(batches, epoch * 11)[0].min()) for epoch in range(8)}
+    assert len(offsets) >= 4
+    assert offsets <= set(range(10))
 
 
 def test_the_order_is_shuffled_anew_each_epoch():
@@ -59,8 +59,8 @@ LITERAL = [[119, 120, 121, 122], [127, 128, 129, 130]]
 
 
 def test_a_batch_may_straddle_two_epochs():
-    batches = TrainingBatches(np.arange(50), 4, 10, seed=0)  # 4 windows and a few tokens
-    assert batches.windows == 4
+    batches = TrainingBatches(np.arange(50), 4, 10, seed=0)  # 4 sequences and a few tokens
+    assert batches.sequences == 4
     straddling = TrainingBatches(np.arange(50), 3, 10, seed=0)
     whole, parts = [batches(epoch)[0] for epoch in range(3)], [straddling(step)[0] for step in range(4)]
     np.testing.assert_array_equal(np.concatenate(whole), np.concatenate(parts))

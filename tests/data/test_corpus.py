@@ -1,4 +1,4 @@
-"""Documents -> token files: what is in them, how they are divided, and when they are made again."""
+"""A data set -> training and validation tokens: how they are divided, and when they are made again."""
 
 import dataclasses
 import json
@@ -6,28 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from slm.config.train import DataConfig
 from slm.data import corpus as module
-from slm.data.corpus import choose_validation, encode, prepare
-from slm.data.sources import END_OF_TEXT, Piece, Source, open_source
+from slm.data import encoding
+from slm.data.corpus import choose_validation, prepare
+from slm.data.encoding import Encoded
+from slm.data.source import END_OF_TEXT
 from slm.data.stories import stories
 from slm.data.tokenizer import gpt2
 from slm.errors import UserError
+from tests.data.conftest import source_of, texts
 
 GPT2 = gpt2()
-
-
-def source_of(*documents, fingerprint="f"):
-    """A source whose documents are lists of pieces."""
-    pieces = [
-        Piece(text, i + 1 == len(parts))
-        for parts in ([d] if isinstance(d, str) else d for d in documents)
-        for i, text in enumerate(parts)
-    ]
-    return Source("made up", fingerprint, None, lambda: iter(pieces))
 
 
 @pytest.fixture
@@ -36,51 +27,10 @@ def config(tmp_path):
     return DataConfig(dataset=str(tmp_path / "text.txt"), val_fraction=0.2, cache_dir=str(tmp_path / "cache"))
 
 
-def texts(tokens, tokenizer=None):
-    return (tokenizer or gpt2()).decode_bytes(tokens.ids.tolist())
-
-
 def documents(tokens, tokenizer=None):
     tokenizer = tokenizer or gpt2()
     ends = np.flatnonzero(tokens.ids == tokenizer.end_of_text)
     return [tokenizer.decode(part[part != tokenizer.end_of_text]) for part in np.split(tokens.ids, ends + 1)][:-1]
-
-
-def test_each_document_is_closed_by_the_end_of_text(tmp_path):
-    tokens = encode(source_of("Hello world", "A cat"), gpt2(), str(tmp_path))
-    assert tokens.ids.tolist() == [15496, 995, 50256, 32, 3797, 50256]
-    assert tokens.ids.dtype == np.uint16
-    assert (tokens.documents, tokens.text_bytes) == (2, 16)
-
-
-def test_pieces_of_a_document_are_not_closed(tmp_path):
-    tokens = encode(source_of(["Hello", " world"], "A"), gpt2(), str(tmp_path))
-    assert tokens.ids.tolist() == [15496, 995, 50256, 32, 50256]
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), min_size=1), st.integers(1, 40))
-def test_block_size_changes_nothing(tmp_path_factory, parts, block):
-    source = source_of(*[part for part in parts if END_OF_TEXT not in part] or ["x"])
-    expected = encode(source, GPT2, str(tmp_path_factory.mktemp("a"))).ids.tolist()
-    before = module.BLOCK_CHARACTERS
-    module.BLOCK_CHARACTERS = block
-    try:
-        assert encode(source, GPT2, str(tmp_path_factory.mktemp("b"))).ids.tolist() == expected
-    finally:
-        module.BLOCK_CHARACTERS = before
-
-
-def test_a_long_file_gives_the_tokens_of_its_whole_text(tmp_path):
-    text = "\n\n".join(stories(300)) + "\n" + "x" * 70_000 + " the end"
-    (tmp_path / "long.txt").write_text(text)
-    source = open_source(str(tmp_path / "long.txt"))
-    assert len(list(source.pieces())) > 10
-    tokens = encode(source, gpt2(), str(tmp_path / "cache"))
-    assert texts(tokens) == text.encode()
-    stories_alone = "\n\n".join(stories(300))
-    head = gpt2().encode(stories_alone)[:-1]
-    assert tokens.ids[: len(head)].tolist() == head.tolist()
 
 
 def test_the_corpus_is_divided_by_document(config):
@@ -120,23 +70,6 @@ def test_a_file_without_separators_is_divided_by_piece(tmp_path):
         assert split.ids[-1] == gpt2().end_of_text
     assert len(corpus.train) + len(corpus.val) == total + corpus.train.documents + corpus.val.documents
     assert 0 < len(corpus.val) < 0.2 * total
-
-
-def test_a_document_divided_between_the_splits_ends_in_each(tmp_path):
-    parts = [f"{number} is a part of the book. " for number in range(40)]
-    source = source_of(parts)
-    chosen = choose_validation(source, 0.1)
-    pieces = list(module._with_split(source, chosen))
-    assert 0 < chosen.sum() < 20
-    assert [split for _, split in pieces] == chosen.astype(int).tolist()
-    borders = [number for number in range(39) if chosen[number] != chosen[number + 1]]
-    assert [number for number, (piece, _) in enumerate(pieces) if piece.ends_document] == [*borders, 39]
-
-
-def test_a_text_that_changes_while_it_is_read_is_refused():
-    for chosen in (np.zeros(2, dtype=bool), np.zeros(4, dtype=bool)):
-        with pytest.raises(UserError, match="changed while it was read"):
-            list(module._with_split(source_of("a", "b", "c"), chosen))
 
 
 def test_two_documents_are_enough():
@@ -185,7 +118,7 @@ def test_bytes_are_those_of_the_text(config):
 class TestCache:
     def test_a_second_run_reads_no_text(self, config, monkeypatch):
         first = prepare(config, 500)
-        monkeypatch.setattr(module, "_encode_all", lambda *_: pytest.fail("tokenised again"))
+        monkeypatch.setattr(encoding, "encode_all", lambda *_: pytest.fail("tokenised again"))
         monkeypatch.setattr(module, "choose_validation", lambda *_: pytest.fail("read again"))
         again = prepare(config, 500)
         np.testing.assert_array_equal(first.train.ids, again.train.ids)
@@ -205,11 +138,11 @@ class TestCache:
 
     def test_a_run_that_dies_leaves_nothing_to_be_used(self, config, tmp_path, monkeypatch):
         def dies(*arguments):
-            yield 0, np.arange(5, dtype=np.uint32), 5
+            yield Encoded(0, np.arange(5, dtype=np.uint32), 5)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_encode_all", dies)
+            patch.setattr(encoding, "encode_all", dies)
             with pytest.raises(KeyboardInterrupt):
                 prepare(config, 50_257)
         assert list((tmp_path / "cache").iterdir()) == []

@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slm.config.train import DataConfig
-from slm.data import corpus as module
-from slm.data.corpus import encode, prepare
-from slm.data.sources import END_OF_TEXT, open_source
+from slm.data import cache, encoding
+from slm.data.corpus import prepare
+from slm.data.encoding import encode
+from slm.data.source import END_OF_TEXT
+from slm.data.sources import open_source
 from slm.data.stories import stories
 from slm.data.tokenizer import gpt2
 from slm.errors import UserError
@@ -50,7 +52,7 @@ def config(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(module, "PART_BYTES", 2000)  # less than a file
+    monkeypatch.setattr(encoding, "PART_BYTES", 2000)  # less than a file
 
 
 def in_parts(config, tmp_path, name="parts"):
@@ -75,7 +77,7 @@ def test_parts_give_the_same_corpus(config, tmp_path, monkeypatch, kind, vocab_s
     config = dataclasses.replace(config, tokenizer=kind, val_dataset=val)
     whole = prepare(config, vocab_size)
     assert len(list((tmp_path / "whole").iterdir())) == 1
-    monkeypatch.setattr(module, "PART_BYTES", 2000)
+    monkeypatch.setattr(encoding, "PART_BYTES", 2000)
     assert_same(prepare(in_parts(config, tmp_path), vocab_size), whole)
     assert len(list((tmp_path / "parts").iterdir())) > 5
 
@@ -83,7 +85,7 @@ def test_parts_give_the_same_corpus(config, tmp_path, monkeypatch, kind, vocab_s
 def test_a_text_to_measure_on_is_read_in_parts(config, tmp_path, monkeypatch):
     source = open_source(config.dataset)
     whole = encode(source, GPT2, config.cache_dir)
-    monkeypatch.setattr(module, "PART_BYTES", 2000)
+    monkeypatch.setattr(encoding, "PART_BYTES", 2000)
     parts = encode(open_source(config.dataset), GPT2, str(tmp_path / "parts"))
     np.testing.assert_array_equal(parts.ids, whole.ids)
     assert (parts.documents, parts.text_bytes) == (whole.documents, whole.text_bytes)
@@ -131,14 +133,13 @@ def test_a_new_file_is_the_only_one_that_is_read(config, tmp_path, small_parts, 
     config = in_parts(config, tmp_path)
     prepare(config, 50_257)
     (tmp_path / "texts" / "6a.txt").write_text("A new text. " * 200)
-    made, right = [], module._write_tokens
+    made, tokenise = [], encoding._tokenise
 
-    def counted(folder, source, *more, cache=None, **others):
-        if cache is None:
-            made.append(source.description)
-        right(folder, source, *more, cache=cache, **others)
+    def noted(folder, source, *more, **others):
+        made.append(source.description)
+        tokenise(folder, source, *more, **others)
 
-    monkeypatch.setattr(module, "_write_tokens", counted)
+    monkeypatch.setattr(encoding, "_tokenise", noted)
     prepare(config, 50_257)
     assert made == [str(tmp_path / "texts" / "6a.txt")]
 
@@ -146,13 +147,13 @@ def test_a_new_file_is_the_only_one_that_is_read(config, tmp_path, small_parts, 
 @pytest.mark.parametrize("part_bytes", [2000, 1 << 24])
 def test_a_file_that_changes_after_its_fingerprint_was_taken_is_refused(config, tmp_path, monkeypatch, part_bytes):
     """Its tokens would lie under the fingerprint of another text."""
-    monkeypatch.setattr(module, "PART_BYTES", part_bytes)
+    monkeypatch.setattr(encoding, "PART_BYTES", part_bytes)
     source = open_source(config.dataset)
-    module._parts(source)
+    encoding.parts_of(source)
     (tmp_path / "texts" / "6.txt").write_text("Another text.")
     with pytest.raises(UserError, match=r"6\.txt changed while it was read: run again"):
         encode(source, GPT2, config.cache_dir)
-    key = module._key({"source": source.fingerprint, "vocabulary": GPT2.fingerprint})
+    key = cache._key({"source": source.fingerprint, "vocabulary": GPT2.fingerprint})
     assert not (tmp_path / "whole" / key).exists()
 
 
@@ -179,26 +180,25 @@ def test_a_damaged_part_is_made_again(config, tmp_path, small_parts, capfd):
 WORKER = """
 import os, sys, time
 from pathlib import Path
-from slm.config import DataConfig
-from slm.data import corpus
+from slm.config.train import DataConfig
+from slm.data import corpus, encoding
 
 _, texts, cache, log, hangs_at = sys.argv
-corpus.PART_BYTES = 1
-right, made = corpus._write_tokens, 0
+encoding.PART_BYTES = 1
+tokenise, made = encoding._tokenise, 0
 
-def noted(folder, source, *more, cache=None, **others):
+def noted(folder, source, *more, **others):
     global made
-    if cache is None:
-        made += 1
-        with open(log, "a") as file:
-            file.write(f"{os.getpid()} {source.fingerprint}\\n")
-        while made <= 2 and len(Path(log).read_text().splitlines()) < 3 * made:  # so that each has two
-            time.sleep(0.01)
-        if made == int(hangs_at):
-            time.sleep(600)
-    right(folder, source, *more, cache=cache, **others)
+    made += 1
+    with open(log, "a") as file:
+        file.write(f"{os.getpid()} {source.fingerprint}\\n")
+    while made <= 2 and len(Path(log).read_text().splitlines()) < 3 * made:  # so that each has two
+        time.sleep(0.01)
+    if made == int(hangs_at):
+        time.sleep(600)
+    tokenise(folder, source, *more, **others)
 
-corpus._write_tokens = noted
+encoding._tokenise = noted
 made_of = corpus.prepare(DataConfig(texts, val_fraction=0.1, cache_dir=cache), 50_257)
 print(made_of.fingerprint)
 """
@@ -211,8 +211,8 @@ def test_processes_share_the_work_and_one_that_is_killed_leaves_it_to_the_others
         (tmp_path / "texts" / f"{number:02d}.txt").write_text("\n\n".join(texts[5 * number : 5 * number + 5]))
     config = DataConfig(str(tmp_path / "texts"), val_fraction=0.1, cache_dir=str(tmp_path / "whole"))
     whole = prepare(config, 50_257)
-    cache, log = tmp_path / "shared", tmp_path / "log"
-    command = [sys.executable, "-c", WORKER, config.dataset, str(cache), str(log)]
+    shared, log = tmp_path / "shared", tmp_path / "log"
+    command = [sys.executable, "-c", WORKER, config.dataset, str(shared), str(log)]
     started = [
         subprocess.Popen([*command, hangs_at], stdout=subprocess.PIPE, text=True) for hangs_at in ("2", "0", "0")
     ]
@@ -236,6 +236,6 @@ def test_processes_share_the_work_and_one_that_is_killed_leaves_it_to_the_others
     assert len(times) == 12
     assert times == {part: 2 if part == hung_at else 1 for part in times}
     assert min(Counter(pid for pid, _ in lines).values()) == 2
-    assert not [path for path in cache.iterdir() if path.suffix in (".part", ".lock")]
-    monkeypatch.setattr(module, "_write_tokens", lambda *_, **__: pytest.fail("made again"))
-    assert_same(prepare(dataclasses.replace(config, cache_dir=str(cache)), 50_257), whole)
+    assert not [path for path in shared.iterdir() if path.name.startswith(".") or path.suffix == ".lock"]
+    monkeypatch.setattr(encoding, "_tokenise", lambda *_, **__: pytest.fail("made again"))
+    assert_same(prepare(dataclasses.replace(config, cache_dir=str(shared)), 50_257), whole)

@@ -1,5 +1,6 @@
 """The built-in stories: always the same, all different, and told in sound English."""
 
+import hashlib
 import random
 import re
 from itertools import islice
@@ -8,7 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slm.data.stories import GIRL, NAMES, PLOTS, _tell, stories, story
+from slm.data.grammar import GIRL, parse
+from slm.data.stories import FILE, grammar, stories, story, tell
+from slm.errors import UserError
+
+NAMES, PLOTS = grammar().names, grammar().plots
 
 PRONOUNS = {"he": "boy", "him": "boy", "his": "boy", "himself": "boy", "she": "girl", "her": "girl", "herself": "girl"}
 AN_BEFORE_CONSONANTS = {"hour", "honest", "honor", "heir", "herb"}
@@ -30,7 +35,7 @@ def corpus():
 @pytest.fixture(scope="module")
 def casts():
     """Stories, each with its cast."""
-    return [_tell(3, index) for index in range(4_000)]
+    return [tell(grammar(), 3, index) for index in range(4_000)]
 
 
 def test_a_story_is_the_same_everywhere_and_always():
@@ -47,6 +52,17 @@ def test_a_story_is_the_same_everywhere_and_always():
         '"My lunch fell into the mud," said Bruno. So Penny felt bad. "Please take some of my cherries," '
         "said Penny. Bruno gave Penny a hug, and Penny was grateful."
     )
+
+
+@pytest.mark.parametrize(
+    ("seed", "digest"),
+    [
+        (0, "e2e928f339393e629053f9b27e296dd67a9bdc8bf7709c8e3e8f213fd4514ee5"),
+        (1, "862073acf86c1ab143dabd4bc114baed52a1e99095bbef1586b8e0b2adc6454c"),
+    ],
+)
+def test_three_thousand_stories_are_the_same_everywhere_and_always(seed, digest):
+    assert hashlib.sha256("".join(f"{text}\0" for text in stories(3_000, seed)).encode()).hexdigest() == digest
 
 
 def test_a_story_needs_neither_the_stories_before_it_nor_the_global_random_numbers(corpus):
@@ -166,3 +182,97 @@ def test_a_pronoun_means_the_hero_who_was_named_last(casts):
                 assert (named_last, gender) == (cast.hero, cast.hero_gender), text
                 pronouns += 1
     assert pronouns > len(casts) / 2
+
+
+# --- stories.txt ---
+
+PLOT = """
+[plot snow]
+heroes: child
+friends: family
+time: night
+color: @color
+snowman: snowman, snow bear,
+    igloo
+
+{hero} wanted to build {a_color} {snowman}.
+
+But there was no snow.
+
+{hero} waited, but {he} only saw the rain.
+
+Then {a_friend} came. "Look outside," said {friend}.
+
+{hero} ran out and built the {color} {snowman}.
+
+{hero} was {glad}.
+"""
+
+
+def test_a_plot_is_added_by_text_alone():
+    grown = parse(FILE.read_text() + PLOT)
+    assert grown.plots.keys() - PLOTS.keys() == {"snow"}
+    told = [tell(grown, 0, index)[0] for index in range(500)]
+    ours = [text for text in told if "But there was no snow." in text]
+    assert 5 <= len(ours) <= 50
+    assert {word for word in ("snowman", "snow bear", "igloo") if any(word in text for text in ours)} == {
+        "snowman", "snow bear", "igloo",
+    }  # fmt: skip
+    for text in ours:
+        check_spelling(text)
+
+
+def malformed(text):
+    with pytest.raises(UserError) as raised:
+        parse(text)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+PLOT_LINE = FILE.read_text().count("\n") + 2  # where the added plot begins
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "problem"),
+    [
+        ("heroes: child\n", "", 4, "no entry 'heroes' up to here"),
+        ("heroes: child", "heroes: robot", 1, "heroes has 'robot': choose among child, animal"),
+        ("friends: family", "friends: foe", 1, "friends has 'foe': choose among playmate, creature, family, neighbor"),
+        ("time: night", "time: noon", 1, "time has 'noon': choose among day, windy day, night"),
+        ("@color", "@colour", 4, "no list 'colour': the lists are color, look,"),
+        ("@color", "red,, blue", 4, "'color: red,, blue' is no list of words"),
+        ("color: @color", "color red", 4, "'color red' is no list of words"),
+        ("color: @color", "time: day", 4, "there already is an entry 'time'"),
+        ("{snowman}", "{snowmen}", 8, "no words for {snowmen}"),
+        ("{a_color}", "{a_color", 8, "braces without their match ("),
+        ("{hero} wanted", "One day, {hero} wanted", 8, "a wish has to begin with {hero}"),
+        ("Then {a_friend} came.", "{friend} came.", 14, "a name begins the second paragraph"),
+        ('"Look outside', '"{hero}, look outside', 14, "a name begins a quotation"),
+        ("{hero} was {glad}.\n", "", 1, "a plot of 5 steps: write six, parted by blank lines: wish, trouble, attempt"),
+        ("color: @color", "color: @color\nsize: big, small", 1, "no step uses {size}"),
+        ("[plot snow]", "[plot toy]", 0, "there already is a section [plot toy]"),
+    ],
+)
+def test_a_malformed_plot_is_refused_with_its_line(old, new, line, problem):
+    assert old in PLOT
+    said = malformed(FILE.read_text() + PLOT.replace(old, new, 1))
+    assert said.startswith(f"stories.txt, line {PLOT_LINE + line}: {problem}"), said
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("[openings]", "[beginnings]", "stories.txt has no section [openings]: add it"),
+        ("# Every", "Every", "stories.txt, line 3: text before the first section: begin a comment with #"),
+        ("child boy:", "child boys:", "no entry 'child boy' up to here: add it"),
+        ("| Grandma", "", 'is no friend: write "kind | girl or boy | introduced as | called"'),
+        ("{his} mom", "{her} mom", "no words for {her}: add an entry for them, or mend the name"),
+        ("[plot kite]", "[plot kites]\n\n[plot kite]", "stories.txt has nothing in its section [plot kites]"),
+        ("creature |", "writer |", "stories.txt has no creature among its [friends]"),
+        ("named {hero}.", "named {name}.", "no words for {name}"),
+    ],
+)
+def test_a_malformed_file_is_refused(old, new, said):
+    text = FILE.read_text()
+    assert old in text
+    assert said in malformed(text.replace(old, new))

@@ -10,7 +10,7 @@ from slm.checkpoint import file as checkpoint
 from slm.checkpoint.file import Checkpoint
 from slm.cli import main
 from slm.config.model import ModelConfig
-from slm.data.corpus import Tokens
+from slm.data.encoding import Tokens
 from slm.data.stories import stories
 from slm.data.tokenizer import Tokenizer, gpt2
 from slm.evaluation.measure import evaluate

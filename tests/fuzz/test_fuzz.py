@@ -18,7 +18,7 @@ from slm.config.model import PRESETS, ModelConfig
 from slm.config.train import DataConfig
 from slm.config.use import GenerateConfig
 from slm.data.corpus import prepare
-from slm.data.sources import END_OF_TEXT
+from slm.data.source import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer, gpt2
 from slm.errors import UserError
 from slm.export.command import export

@@ -1,0 +1,248 @@
+"""Reads one file: its bytes, its text, or the rows of a table, by the format that its name ends in.
+
+A row reader takes (file, text_field, errors) and yields what each row holds in the field of text: a string, None where
+there is nothing, or anything else that the file holds there. No file is held in memory whole.
+
+`datasets` is not used for local files: it takes strings such as "2020-01-01" for dates, "NA" for nothing and "007" for
+7, reads a JSON list whole, does not give the line of an error and leaves lock files in the user's cache. The standard
+library and pyarrow do none of that.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import io
+import json
+import re
+import textwrap
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from slm.data.source import Piece, pieces_of, pieces_of_rows, unreadable
+from slm.errors import UserError
+
+BLOCK = 1 << 20  # bytes read at a time
+
+TEXT_SUFFIXES = (".txt", ".text", ".md")
+OTHER_FORMATS = (".pdf", ".rtf", ".doc", ".docx", ".odt", ".epub", ".xlsx", ".zip", ".tar", ".bz2", ".xz", ".zst")
+READABLE = "text (.txt, .text, .md), .jsonl, .ndjson, .json, .csv and .tsv, all also as .gz, and .parquet"
+
+
+def suffix(file: Path) -> str:
+    """The suffix that gives a file's format, in lower case; it may be followed by .gz."""
+    return Path(file.name.lower().removesuffix(".gz")).suffix
+
+
+def read_pieces(file: Path, text_field: str, errors: str, start: int = 0, end: int | None = None) -> Iterator[Piece]:
+    """The pieces of a file. start, end: the bytes to read of plain text; tables are read whole."""
+    if rows := ROWS.get(suffix(file)):
+        return pieces_of_rows(rows(file, text_field, errors), str(file))
+    return pieces_of(read_text(file, errors, plain=True, start=start, end=end))
+
+
+# --- Bytes and text ---
+
+
+def read_bytes(
+    file: Path, size: int = BLOCK, unpack: bool = True, start: int = 0, end: int | None = None
+) -> Iterator[bytes]:
+    """The bytes of a file from `start` to `end`, `size` at a time; those of a .gz file decompressed, if `unpack`."""
+    try:
+        with gzip.open(file) if unpack and file.suffix.lower() == ".gz" else file.open("rb") as opened:
+            opened.seek(start)
+            while block := opened.read(size if end is None else min(size, end - start)):
+                start += len(block)
+                yield block
+    except (OSError, EOFError, zlib.error) as error:
+        raise unreadable(str(file), error) from error
+
+
+def read_text(
+    file: Path, errors: str, plain: bool = False, size: int = BLOCK, start: int = 0, end: int | None = None
+) -> Iterator[str]:
+    """The text of a file in UTF-8, a block at a time, without its byte order mark and with "\\n" for every line's end.
+
+    plain: refuse a first block with zero bytes, as binary files have. start, end: the bytes to read.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(errors), translate=True)
+    done, starts = start, start == 0  # done: bytes read
+    for block in chain(read_bytes(file, size, start=start, end=end), (b"",)):
+        if plain and done == 0 and b"\0" in block:
+            raise UserError(
+                f"{file} does not look like text: byte {block.index(0):,} is zero; the formats are {READABLE}"
+                " (a text in UTF-16 has to be saved as UTF-8)"
+            )
+        done += len(block)
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            position = done - len(error.object) + error.start  # what is decoded may start before this block
+            raise UserError(
+                f"{file} is not UTF-8: byte {position:,} is 0x{error.object[error.start]:02x};"
+                " save it as UTF-8, or pass --errors replace"
+            ) from error
+        if text and starts:
+            text, starts = text.removeprefix("\ufeff"), False
+        if text:
+            yield text
+
+
+# --- JSON ---
+
+
+def json_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
+    """The rows of a JSON list, or of JSON lines."""
+    return text_of_rows(_json_values(file, errors), text_field, str(file))
+
+
+def _json_values(file: Path, errors: str) -> Iterator[object]:
+    """The values of a JSON list, or JSON values one after another, which is what JSON lines are."""
+    between, between_in_list = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r,]*")
+    text, line = "", 1  # text: not parsed yet; it begins on this line
+    in_list: bool | None = None  # not known before the first character
+    needed = 0  # characters of text below which it is not worth parsing
+    for block in chain(read_text(file, errors), ("",)):
+        text += block
+        if block and len(text) < needed:
+            continue
+        at = 0
+        while True:
+            gap = (between_in_list if in_list else between).match(text, at)
+            at = gap.end() if gap else at
+            if at == len(text):
+                break
+            if (in_list is None and text[at] == "[") or (in_list and text[at] == "]"):
+                in_list = not in_list
+                at += 1
+                continue
+            in_list = bool(in_list)
+            found = _json_value(text, at, is_last=not block, file=file, first_line=line)
+            if found is None:
+                break
+            value, at = found
+            yield value
+        needed = 2 * (len(text) - at)  # a value longer than a block is not tried again at every block
+        line += text.count("\n", 0, at)
+        text = text[at:]
+    if in_list:
+        raise _malformed(file, line, "the list has no end: the file was cut short")
+
+
+def _json_value(text: str, at: int, *, is_last: bool, file: Path, first_line: int) -> tuple[object, int] | None:
+    """The JSON value that begins at text[at], and where it ends; None where it may continue in the next block.
+
+    is_last: there is no next block. first_line: number of the line that `text` begins on.
+    """
+    try:
+        return json.JSONDecoder().raw_decode(text, at)  # a number may be cut, but rows are no numbers
+    except json.JSONDecodeError as error:
+        # Where more text follows, an error near the end, or a string without an end, may be a cut, not a mistake.
+        if not is_last and (error.pos > len(text) - 16 or error.msg.startswith("Unterminated")):
+            return None
+        problem = error.msg.removesuffix(" at").removesuffix(" starting")
+        raise _malformed(file, first_line + error.lineno - 1, problem) from error
+    except (ValueError, RecursionError) as error:  # Python limits both
+        problem = "a number has too many digits, or too many brackets are open"
+        raise _malformed(file, first_line + text.count("\n", 0, at), problem) from error
+
+
+# --- CSV and TSV ---
+
+
+def csv_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
+    """The rows of a table of values separated by commas, in .tsv files by tabs, whose first line names the columns."""
+    csv.field_size_limit(2**31 - 1)  # the most that Windows takes; the default is 128 kB
+    rows = csv.reader(_lines(read_text(file, errors)), delimiter="\t" if suffix(file) == ".tsv" else ",", strict=True)
+    line = 1  # where a row begins, which may be long before the end of an open quotation
+    try:
+        header = next((row for row in rows if row), [])
+        column = header.index(_choose_field(text_field, header, header, str(file))) if header else 0
+        line = rows.line_num + 1
+        for row in rows:
+            if len(row) > len(header):
+                problem = f"{len(row)} values under {len(header)} names: put text with a delimiter in quotes"
+                raise _malformed(file, line, problem)
+            yield row[column] if column < len(row) else None
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise _malformed(file, line, str(error)) from error
+
+
+def _lines(blocks: Iterable[str]) -> Iterator[str]:
+    rest = ""
+    for block in blocks:
+        *lines, rest = (rest + block).split("\n")
+        yield from (f"{line}\n" for line in lines)
+    if rest:
+        yield rest
+
+
+# --- Parquet ---
+
+
+def parquet_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
+    """The rows of a Parquet file; its strings are always UTF-8, and `errors` does not matter."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        # Without these two options the column is read at once for a row group, which may be the whole file.
+        with parquet.ParquetFile(file, buffer_size=BLOCK, pre_buffer=False) as opened:
+            schema = opened.schema_arrow
+            strings = [field.name for field in schema if str(field.type) in ("string", "large_string", "string_view")]
+            column = _choose_field(text_field, schema.names, strings, str(file))
+            for batch in opened.iter_batches(batch_size=256, columns=[column]):
+                yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise unreadable(str(file), error) from error
+
+
+# The row reader of each suffix; a file with any other suffix is read as plain text.
+ROWS: dict[str, Callable[[Path, str, str], Iterator[object]]] = {
+    ".jsonl": json_rows,
+    ".ndjson": json_rows,
+    ".json": json_rows,
+    ".csv": csv_rows,
+    ".tsv": csv_rows,
+    ".parquet": parquet_rows,
+}
+
+
+# --- The field of text ---
+
+
+def text_of_rows(rows: Iterable[object], text_field: str, where: str) -> Iterator[object]:
+    """What the rows hold in their field of text, None where a row has none; a row that is no object is itself the text.
+
+    where: names the rows for the user. Raises UserError where the field is not clear.
+    """
+    column = None
+    for row in rows:
+        if isinstance(row, dict):
+            if column is None:
+                strings = [name for name, value in row.items() if isinstance(value, str)]
+                column = _choose_field(text_field, row, strings, where)
+            elif column != text_field and text_field in row:
+                problem = f"the first row of {where} has no field {text_field!r}, but a later one has"
+                raise UserError(f"{problem}: choose it, or {column!r}, with --text_field")
+            yield row.get(column)
+        else:
+            yield row
+
+
+def _choose_field(text_field: str, names: Collection[str], strings: Collection[str], where: str) -> str:
+    """`text_field`, or the only field of strings where nobody chose one."""
+    if text_field in names:
+        return text_field
+    if text_field == "text" and len(strings) == 1:
+        return next(iter(strings))
+    has = ", ".join(textwrap.shorten(name, 40, placeholder="...") for name in list(names)[:20])
+    raise UserError(f"no field {text_field!r} in {where}; it has: {has}; choose one with --text_field")
+
+
+def _malformed(file: Path, line: int, problem: str) -> UserError:
+    return UserError(f"{file}, line {line:,}, is malformed: {problem}; mend or delete that line")

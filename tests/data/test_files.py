@@ -1,0 +1,112 @@
+"""Local files as a source: which are found, their description and fingerprint."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from slm.data.sources import open_source
+from tests.data.conftest import joined, read, refusal
+
+
+def test_a_source_can_be_read_again(here):
+    Path("a.txt").write_text("one<|endoftext|>two")
+    source = open_source("a.txt")
+    assert joined(source.pieces()) == joined(source.pieces()) == ["one", "two"]
+
+
+def test_a_document_ends_with_its_file(here):
+    Path("a.txt").write_text("one<|endof")
+    Path("b.txt").write_text("text|>two")
+    assert read("*.txt") == ["one<|endof", "text|>two"]
+
+
+def test_a_folder_is_read_in_order_without_hidden_and_foreign_files(here):
+    for name in ["b/2.txt", "b/1.md", "a.text", "c.JSONL", ".hidden.txt", ".git/a.txt", "d.pdf", "e.bin"]:
+        file = here / "set" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text('{"text": "rows"}' if name == "c.JSONL" else name)
+    assert read("set") == read(here / "set") == ["a.text", "b/1.md", "b/2.txt", "rows"]
+    assert open_source("set").description == "4 files, 35 bytes: a.text, b/1.md, b/2.txt, 1 more"
+
+
+def test_globs(here):
+    for name in ["a.txt", "b.txt", "c.md", "d/e.txt"]:
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(name)
+    assert read("*.txt") == ["a.txt", "b.txt"]
+    assert read("**/*.txt") == ["a.txt", "b.txt", "d/e.txt"]
+    assert read("?.md") == ["c.md"]
+
+
+def test_a_file_of_unknown_kind_is_read_as_text(here):
+    Path("LICENSE").write_text("one")
+    Path("story.en").write_text("two")
+    Path("a[1].txt").write_text("three")
+    assert [read(name) for name in ("LICENSE", "story.en", "a[1].txt")] == [["one"], ["two"], ["three"]]
+
+
+def test_descriptions_and_sizes(here):
+    Path("a.txt").write_text("a" * 13_900_000)
+    Path("b.txt").write_text("b")
+    assert open_source("*.txt").description == "2 files, 13.9 MB: a.txt, b.txt"
+    assert open_source("*.txt").size_bytes == 13_900_001
+    assert open_source(str(here / "b.txt")).description == "1 file, 1 bytes: b.txt"
+
+
+def test_a_fingerprint_tells_contents_of_equal_size_and_time_apart(here):
+    def fingerprint(text):
+        Path("a.txt").write_text(text)
+        os.utime("a.txt", (1, 1))
+        return open_source("a.txt").fingerprint
+
+    assert int(fingerprint("one"), 16)
+    assert fingerprint("one") == fingerprint("one") != fingerprint("two")
+
+
+def test_a_fingerprint_tells_how_a_file_is_read(here):
+    Path("a.txt").write_text('{"text": "one"}')
+    fingerprint = open_source("a.txt").fingerprint
+    Path("a.txt").rename("a.jsonl")
+    assert open_source("a.jsonl").fingerprint != fingerprint
+
+
+def test_a_fingerprint_stays_when_a_folder_moves(here):
+    Path("one").mkdir()
+    Path("one/a.txt").write_text("text")
+    fingerprint = open_source("one").fingerprint
+    Path("one").rename("two")
+    assert open_source(str(here / "two")).fingerprint == fingerprint
+
+
+@pytest.mark.parametrize("text", ["", " \n\t\n", "<|endoftext|>\n<|endoftext|>"])
+def test_files_without_text(here, text):
+    Path("a.txt").write_text(text)
+    assert "no text in 1 file, " in refusal("a.txt")
+
+
+def test_folders_without_anything_to_read(here):
+    Path("set").mkdir()
+    Path("set/a.pdf").write_text("text")
+    message = "nothing to read in the folder set: the formats are text (.txt, .text, .md), .jsonl"
+    assert refusal("set").startswith(message)
+
+
+@pytest.mark.parametrize("name", ["a.pdf", "a.docx", "a.zip", "a.tar.gz"])
+def test_formats_that_cannot_be_read(here, name):
+    Path(name).write_text("text")
+    start = f"cannot read {name}: .{name.split('.')[1]} is not among the formats, which are text ("
+    assert refusal(name).startswith(start)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions are Unix's")
+def test_files_without_permission(here, monkeypatch):
+    Path("a.txt").write_text("text")
+    if os.geteuid() == 0:  # whom nothing is denied
+
+        def deny(*_, **__):
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(Path, "open", deny)
+    Path("a.txt").chmod(0)
+    assert refusal("a.txt") == "cannot read a.txt: Permission denied; give yourself permission to read it"

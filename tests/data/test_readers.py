@@ -1,0 +1,275 @@
+"""Each format that is read: its rows, their field of text, and what is said of a malformed file."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import tracemalloc
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from slm.data import readers
+from slm.data.sources import open_source
+from tests.data.conftest import read, refusal, write_parquet
+
+ROWS = [{"id": 1, "text": "one\n"}, {"id": 2, "text": None}, {"id": 3, "text": "two<|endoftext|> three"}]
+LINES = "\n".join(map(json.dumps, ROWS)) + "\n"
+FILES = {
+    "a.jsonl": LINES,
+    "a.ndjson": "\n\r\n" + LINES.replace("\n", "\r\n"),
+    "a.json": json.dumps(ROWS),
+    "pretty.json": json.dumps(ROWS, indent=2),
+    "strings.json": ' ["one", null, "two", "three"] ',
+    "lines.json": LINES,
+    "list.jsonl": json.dumps(ROWS),
+    "a.csv": 'id,text\n1,"one\n"\n2\n\n3,two<|endoftext|> three\n',
+    "a.tsv": "id\ttext\r\n1\tone\r\n3\ttwo\r\n4\tthree",
+}
+
+
+@pytest.mark.parametrize("size", range(1, 8))
+def test_blocks_may_cut_characters_line_ends_and_the_byte_order_mark(here, size):
+    Path("a.txt").write_bytes(b"\xef\xbb\xbf" + "é\r\n\r\n€ 😀\rz\ufeff\r".encode())
+    text = list(readers.read_text(Path("a.txt"), "strict", size=size))
+    assert "".join(text) == "é\n\n€ 😀\nz\ufeff\n"
+    assert all(text)
+
+
+def test_a_file_of_one_line_is_not_held_in_memory(here):
+    with Path("a.txt").open("w") as file:
+        for _ in range(24):
+            file.write("once upon " * 100_000)
+    tracemalloc.start()
+    try:
+        length = sum(len(piece.text) for piece in open_source("a.txt").pieces())
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert length == 24_000_000 - 1
+    assert peak < 8e6
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_rows_are_documents(here, name):
+    Path(name).write_text(FILES[name])
+    assert read(name) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 40])
+def test_rows_do_not_depend_on_blocks(here, monkeypatch, name, size):
+    monkeypatch.setattr(readers, "read_text", partial(readers.read_text, size=size))
+    Path(name).write_text("\ufeff" + FILES[name])
+    assert read(name) == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_compressed_files(here, name, errors):
+    Path(f"{name}.gz").write_bytes(gzip.compress(FILES[name].encode()))
+    Path("b.txt.gz").write_bytes(gzip.compress(b"one<|endoftext|>two"))
+    assert read(f"{name}.gz", errors=errors) == ["one", "two", "three"]
+    assert read("b.txt.gz", errors=errors) == ["one", "two"]
+    assert open_source("b.txt.gz").size_bytes is None
+
+
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_parquet(here, kind):
+    import pyarrow as pa
+
+    write_parquet("a.parquet", id=[1, 2, 3], story=pa.array(["one\r\n", None, "two<|endoftext|>three\0"], type=kind))
+    assert read("a.parquet") == ["one", "two", "three\0"]
+    assert open_source("a.parquet").size_bytes is None
+
+
+def test_a_parquet_row_group_is_not_held_in_memory(here):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    texts = pa.table({"text": [f"{number} once upon a time" * 100 for number in range(10_000)]})
+    parquet.write_table(texts, "a.parquet", compression="none", use_dictionary=False)
+    del texts
+    before = pa.total_allocated_bytes()
+    assert max(pa.total_allocated_bytes() for _ in open_source("a.parquet").pieces()) - before < 5e6
+    assert Path("a.parquet").stat().st_size > 20e6
+
+
+@given(st.lists(st.text('ab"\\\n,é😀{}[]1\x00', max_size=12)), st.integers(1, 20), st.booleans())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_json_list_or_lines_come_back(tmp_path, texts, size, ascii_only):
+    write = partial(json.dumps, ensure_ascii=ascii_only)
+    rows = [{"n": -12.5, "text": text, "more": [None, {"a": True}]} for text in texts]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(readers, "read_text", partial(readers.read_text, size=size))
+        for written in (write(rows), write(rows, indent=1), "\n".join(map(write, rows))):
+            (tmp_path / "a.json").write_text(written)
+            assert list(readers.json_rows(tmp_path / "a.json", "text", "strict")) == texts
+
+
+def test_values_stay_the_text_they_are(here):
+    Path("a.csv").write_text("text\n007\nNA\nnull\n2020-01-01\n1e5\n")
+    Path("a.jsonl").write_text('{"text": "2020-01-01"}\n{"text": "2021-01-01"}\n')
+    assert read("a.csv") == ["007", "NA", "null", "2020-01-01", "1e5"]
+    assert read("a.jsonl") == ["2020-01-01", "2021-01-01"]
+
+
+def test_long_rows_are_cut_as_long_documents_are(here):
+    text = "once upon a time " * 10_000
+    Path("a.jsonl").write_text(json.dumps({"text": text}))
+    Path("a.csv").write_text(f'text\n"{text}"\n')
+    Path("a.txt").write_text(text)
+    pieces = list(open_source("a.txt").pieces())
+    assert len(pieces) == 11
+    assert list(open_source("a.jsonl").pieces()) == list(open_source("a.csv").pieces()) == pieces
+
+
+def test_the_field_of_text_can_be_chosen(here):
+    Path("a.jsonl").write_text('{"text": "one", "story": "two"}\n')
+    Path("a.csv").write_text("text,story\none,two\n")
+    write_parquet("a.parquet", text=["one"], story=["two"])
+    assert read("a.*") == ["one"] * 3
+    assert read("a.*", text_field="story") == ["two"] * 3
+
+
+def test_the_only_field_of_strings_needs_no_choice(here):
+    Path("a.jsonl").write_text('{"n": 1, "story": "one"}\n{"story": "two", "title": "three"}\n')
+    Path("a.csv").write_text("story\none\n")
+    assert read("a.jsonl") == ["one", "two"]
+    assert read("a.csv") == ["one"]
+    assert "no field 'stories'" in refusal("a.jsonl", text_field="stories")
+
+
+def test_rows_without_text(here):
+    Path("a.jsonl").write_text('{"text": null}\n{"text": " "}\n{"other": 1}\n')
+    Path("b.json").write_text("[]")
+    Path("c.csv").write_text("text\n")
+    Path("d.csv").write_text("")
+    assert "no text in 4 files, " in refusal("[a-d].*")
+
+
+def test_binary_files(here):
+    Path("a.txt").write_bytes(b"GIF\0\xff")
+    assert refusal("a.txt").startswith("a.txt does not look like text: byte 3 is zero; the formats are text (.txt")
+    assert "does not look like text" in refusal("a.txt", errors="replace")
+
+
+def test_zero_characters_in_rows_are_text(here):
+    Path("a.jsonl").write_text('{"text": "a\\u0000b"}')
+    assert read("a.jsonl") == ["a\0b"]
+
+
+@pytest.mark.parametrize("start", [0, 5, 2**20 - 2, 2**20])
+def test_bytes_that_are_not_utf8(here, start):
+    Path("a.txt").write_bytes(b"a" * start + "€".encode()[:2] + b"\n")
+    assert refusal("a.txt") == (
+        f"a.txt is not UTF-8: byte {start:,} is 0xe2; save it as UTF-8, or pass --errors replace"
+    )
+
+
+def test_a_character_that_is_cut_short_at_the_end(here):
+    Path("a.txt").write_bytes(b"abc\xe2\x82")
+    assert "byte 3 is 0xe2" in refusal("a.txt")
+    assert read("a.txt", errors="replace") == ["abc\ufffd"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "strings.json", "a.csv", "a.txt"])
+def test_bytes_that_are_not_utf8_can_be_replaced_in_every_format(here, name):
+    text = {**FILES, "a.txt": "one<|endoftext|>two<|endoftext|>three"}[name]
+    Path(name).write_bytes(text.encode().replace(b"two", b"t\xe9o"))
+    assert f"{name} is not UTF-8: byte " in refusal(name)
+    assert read(name, errors="replace") == ["one", "t\ufffdo", "three"]
+    assert read(name, errors="ignore") == ["one", "to", "three"]
+    assert refusal(name, errors="guess") == "errors is 'guess': choose strict, replace or ignore"
+
+
+def test_a_field_that_is_not_there(here):
+    Path("a.jsonl").write_text('{"story": "one", "title": "two"}\n')
+    Path("a.csv").write_text("story,title\none,two\n")
+    write_parquet("a.parquet", story=["one"], title=["two"])
+    for name in ("a.jsonl", "a.csv", "a.parquet"):
+        mend = "it has: story, title; choose one with --text_field"
+        assert refusal(name) == f"no field 'text' in {name}; {mend}"
+        assert refusal(name, text_field="body") == f"no field 'body' in {name}; {mend}"
+
+
+def test_rows_that_are_not_text(here):
+    Path("a.jsonl").write_text('{"text": "one"}\n{"text": 2}\n')
+    Path("b.json").write_text('["one", ["two"]]')
+    write_parquet("c.parquet", text=[1, 2])
+    assert refusal("a.jsonl") == (
+        "row 2 of a.jsonl holds a value of type int, not text: mend that row, or choose another field with --text_field"
+    )
+    assert "row 2 of b.json holds a value of type list" in refusal("b.json")
+    assert "row 1 of c.parquet holds a value of type int" in refusal("c.parquet")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "problem"),
+    [
+        ('{"text": "one"}\n{"text": "two}\n{"text": "three"}\n', 2, "Invalid control character"),
+        ('{"text": "one"}\n\n{"text" "two"}\n' + '{"text": "three"}\n' * 9, 3, "Expecting ':' delimiter"),
+        ('{"text": "one"}\n{"text": "tw', 2, "Unterminated string"),
+        ('[{"text": "one"},\n{"text": "two"}', 2, "the list has no end: the file was cut short"),
+        ('[{"text": "one"}]\nthe end', 2, "Expecting value"),
+        ("Once upon a time", 1, "Expecting value"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 10, 2**20])
+def test_malformed_json(here, monkeypatch, text, line, problem, size):
+    monkeypatch.setattr(readers, "read_text", partial(readers.read_text, size=size))
+    Path("a.jsonl").write_text(text)
+    assert refusal("a.jsonl") == f"a.jsonl, line {line}, is malformed: {problem}; mend or delete that line"
+
+
+@pytest.mark.parametrize("row", ["[" * 100_000, '{"a":' * 100_000, '{"text": "b", "n": ' + "9" * 5_000 + "}"])
+def test_json_beyond_pythons_limits(here, row):
+    Path("a.jsonl").write_text('{"text": "a"}\n' + row)
+    problem = "a number has too many digits, or too many brackets are open"
+    assert refusal("a.jsonl") == f"a.jsonl, line 2, is malformed: {problem}; mend or delete that line"
+
+
+def test_malformed_csv(here):
+    Path("a.csv").write_text("text,n\none,1\ntwo, three,2\n")
+    Path("b.csv").write_text('text\n"o\nne"\n"two\nthree\n')
+    assert refusal("a.csv") == (
+        "a.csv, line 3, is malformed: 3 values under 2 names: put text with a delimiter in quotes;"
+        " mend or delete that line"
+    )
+    assert refusal("b.csv").startswith("b.csv, line 4, is malformed: unexpected end of data")
+
+
+def test_files_that_are_not_what_they_are_named(here):
+    Path("a.parquet").write_text("text")
+    Path("b.txt.gz").write_text("text")
+    Path("c.txt.gz").write_bytes(gzip.compress(b"once upon a time" * 99)[:-9])
+    assert refusal("a.parquet").startswith("cannot read a.parquet: Parquet file size is 4 bytes")
+    assert refusal("b.txt.gz").startswith("cannot read b.txt.gz: Not a gzipped file")
+    assert refusal("c.txt.gz").startswith("cannot read c.txt.gz: Compressed file ended before")
+
+
+def test_local_files_are_read_without_datasets(here):
+    for name in ("a.jsonl", "a.csv", "a.json"):
+        Path(name).write_text(FILES[name])
+    Path("a.txt").write_text("text")
+    write_parquet("a.parquet", text=["one"])
+    code = (
+        "import sys; from slm.data.sources import open_source; print('pyarrow' in sys.modules);"
+        "print(len(list(open_source('a.*').pieces()))); print('datasets' in sys.modules)"
+    )
+    environment = {**os.environ, "HOME": str(here / "home"), "PYTHONPATH": str(Path(readers.__file__).parents[2])}
+    run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert (run.stdout.split(), run.stderr) == (["False", "11", "False"], "")
+    assert not (here / "home").exists(), "nothing is left in a cache"
+
+
+def test_a_field_that_only_later_rows_have_is_not_passed_over(here):
+    Path("a.jsonl").write_text('{"title": "A title"}\n{"title": "B", "text": "the story itself"}\n')
+    start = (
+        "the first row of a.jsonl has no field 'text', but a later one has: choose it, or 'title', with --text_field"
+    )
+    assert refusal("a.jsonl") == start
