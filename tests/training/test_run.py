@@ -485,9 +485,7 @@ def test_a_run_whose_gradients_stay_broken_goes_back_and_on_with_half_the_rate(c
     config = change(config, max_steps=60, eval_every=30, schedule="wsd", warmup_steps=0, save_every=1e-9)
     train(config, befall)
     said = "".join(capsys.readouterr())
-    assert (
-        "step 50: the gradient was NaN or infinite 20 times in a row; back to step 30, with half the" in said
-    )
+    assert "step 50: the gradient was NaN or infinite 20 times in a row; back to step 30, with half the" in said
     before, after = rows(config)[1:]
     assert (before["step"], after["step"], after["skipped_steps"], after["rollbacks"]) == (30, 60, 20, 1)
     config = change(config, resume=True, overwrite=False, max_steps=1000)
