@@ -94,7 +94,7 @@ def make_plan(
     grad_accum: int,
     sequences_per_epoch: int,
     val_tokens: int,
-    batch_seconds: float | None = None,
+    batch_seconds: float = 0.0,
 ) -> Plan:
     """The plan of a run whose steps are divided like that.
 
@@ -109,7 +109,7 @@ def make_plan(
     steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
     time_limit, speed_guess = None, 0.0
     affordable = EVALUATION_SHARE * steps * grad_accum * 3  # micro-batches; forward alone takes a third of training
-    if config.max_minutes and batch_seconds is not None:
+    if config.max_minutes:
         limit = 60 * config.max_minutes
         affordable = EVALUATION_SHARE * limit / batch_seconds
         at_the_end = batch_seconds * val_tokens * grad_accum / tokens_per_step

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -64,44 +66,16 @@ def assemble(
     """
     workers = workers or Workers()
     _check_length(corpus, config.model.context_length)
-    training = start.training if start is not None and config.resume else None
+    saved = start.training or {} if start is not None and config.resume else {}
     torch.manual_seed(config.seed)
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32 where fp32 remains
-    shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
-    # A model to start from has learned vectors for tokens that this text lacks: none may share a row.
-    rows = Rows(corpus.train.in_use(shape.vocab_size)) if config.init_from is None else None
-    model = GPT(shape, rows).to(device)
-    model.activation_checkpointing = config.activation_checkpointing
-
-    saved = training or {}
-    batch_size = (
-        config.batch_size
-        or saved.get("batch_size")
-        or workers.broadcast(
-            lambda: cost.pick_batch_size(
-                config, shape, model.rows_in_training, len(corpus.train), device, dtype, workers
-            )
-        )
-    )
-    # Which sequences a step has follows from its number alone, not from how they are divided among processes.
-    sequences = saved.get("windows") or folder.step_sequences(config, batch_size, workers.world)
-    batch_size, grad_accum = divide_step(sequences, batch_size, workers.world)
-    workers.shard(model, dtype)
-    optimizers = make_optimizers(
-        model, config.optimizer, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, dtype=dtype
-    )
-    learner = Learner(
-        model, optimizers,
-        device=device, dtype=dtype, grad_clip=config.grad_clip, compile=config.compile, workers=workers,
-    )  # fmt: skip
+    model = _new_model(config, corpus).to(device)
+    sequences, batch_size, grad_accum = _divided_step(config, corpus, model, dtype, saved, workers)
+    learner = _new_learner(config, model, device, dtype, workers)
     batches = TrainingBatches(
-        corpus.train.ids, batch_size * workers.world, shape.context_length, config.seed, workers.rank, workers.world
-    )
+        corpus.train.ids, batch_size * workers.world, model.config.context_length,
+        config.seed, workers.rank, workers.world,
+    )  # fmt: skip
     evaluator = Evaluator(corpus, batch_size=batch_size, sequences=None, dtype=dtype, workers=workers)
-    batch_seconds = None
-    if config.max_minutes:
-        batch_seconds = _batch_seconds(evaluator, learner, sequences // grad_accum, clock)
     plan = make_plan(
         config,
         sequences=sequences,
@@ -109,15 +83,15 @@ def assemble(
         grad_accum=grad_accum,
         sequences_per_epoch=batches.sequences,
         val_tokens=len(corpus.val),
-        batch_seconds=batch_seconds,
+        batch_seconds=_batch_seconds(evaluator, learner, sequences // grad_accum, clock) if config.max_minutes else 0.0,
     )
     evaluator.sequences = plan.evaluation_sequences
     state = State()
     guard = Guard(state, device)
     keeper = Keeper(config, corpus, plan, state, learner, guard, user_path(config.out_dir), clock)
-    if start is not None and training:
-        changed = "text" if training["corpus"] != corpus.fingerprint else "program"
-        if changed == "text" or training.get("rows") != model.rows_in_training:
+    if start is not None and saved:
+        changed = "text" if saved["corpus"] != corpus.fingerprint else "program"
+        if changed == "text" or saved.get("rows") != model.rows_in_training:
             raise UserError(
                 f"the {changed} has changed since {keeper.path(folder.LAST)} was saved: start again with --overwrite"
             )
@@ -125,6 +99,48 @@ def assemble(
     elif start is not None:
         learner.load_weights(start.weights)
     return Run(config, corpus, plan, state, learner, guard, evaluator, keeper, workers, Feed(batches, device))
+
+
+def _new_model(config: TrainConfig, corpus: Corpus) -> GPT:
+    shape = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
+    # A model to start from has learned vectors for tokens that this text lacks: none may share a row.
+    rows = Rows(corpus.train.in_use(shape.vocab_size)) if config.init_from is None else None
+    model = GPT(shape, rows)
+    model.activation_checkpointing = config.activation_checkpointing
+    return model
+
+
+def _divided_step(
+    config: TrainConfig, corpus: Corpus, model: GPT, dtype: torch.dtype, saved: Mapping[str, Any], workers: Workers
+) -> tuple[int, int, int]:
+    """The sequences of an optimizer step, and for one process the sequences of a micro-batch and the micro-batches.
+
+    Which sequences a step has follows from its number alone, not from how they are divided among processes.
+    """
+    batch_size = config.batch_size or saved.get("batch_size")
+    if batch_size is None:
+        pick = functools.partial(
+            cost.pick_batch_size, config, model.config, model.rows_in_training, len(corpus.train),
+            model.token_embedding.weight.device, dtype, workers,
+        )  # fmt: skip
+        batch_size = workers.broadcast(pick)
+    sequences = saved.get("windows") or folder.step_sequences(config, batch_size, workers.world)
+    return sequences, *divide_step(sequences, batch_size, workers.world)
+
+
+def _new_learner(
+    config: TrainConfig, model: GPT, device: torch.device, dtype: torch.dtype, workers: Workers
+) -> Learner:
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32 where fp32 remains
+    workers.shard(model, dtype)
+    optimizers = make_optimizers(
+        model, config.optimizer, betas=(config.beta1, config.beta2), weight_decay=config.weight_decay, dtype=dtype
+    )
+    return Learner(
+        model, optimizers,
+        device=device, dtype=dtype, grad_clip=config.grad_clip, compile=config.compile, workers=workers,
+    )  # fmt: skip
 
 
 def _batch_seconds(evaluator: Evaluator, learner: Learner, sequences: int, clock: Clock) -> float:
