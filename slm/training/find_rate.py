@@ -64,7 +64,7 @@ def loss_after_trial(run: Run) -> float:
         batches = [run.batch(number) for number in plan.batches_of(step)]
         outcome = run.learner.step(batches, rate=plan.rate(state), seed=plan.seed_of(step), pieces=state.pieces)
         state.pieces = outcome.pieces
-    sequences = BATCHES * plan.sequences // plan.grad_accum
+    sequences = BATCHES * plan.sequences // run.config.grad_accum
     loss = run.evaluator.measure(run.learner, "val", sequences).loss
     return loss if math.isfinite(loss) else math.inf
 

@@ -98,8 +98,8 @@ def make_plan(
 ) -> Plan:
     """The plan of a run whose steps are divided like that.
 
-    batch_seconds: how long one micro-batch takes to evaluate, for a run by the clock. Raises UserError where the rates
-    contradict each other.
+    batch_seconds: how long `sequences / config.grad_accum` sequences take to evaluate, for a run by the clock.
+    Raises UserError where the rates contradict each other.
     """
     peak_rate = config.learning_rate or PEAK_RATES[config.optimizer] * 384 / config.model.n_embd
     if config.min_lr > peak_rate:
@@ -108,13 +108,15 @@ def make_plan(
     steps_per_epoch = sequences_per_epoch / sequences
     steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
     time_limit, speed_guess = None, 0.0
-    affordable = EVALUATION_SHARE * steps * grad_accum * 3  # micro-batches; forward alone takes a third of training
+    # Evaluations are counted in batches that do not depend on how many processes share a step.
+    batches_per_step = config.grad_accum
+    affordable = EVALUATION_SHARE * steps * batches_per_step * 3  # forward alone takes a third of training
     if config.max_minutes:
         limit = 60 * config.max_minutes
         affordable = EVALUATION_SHARE * limit / batch_seconds
-        at_the_end = batch_seconds * val_tokens * grad_accum / tokens_per_step
+        at_the_end = batch_seconds * val_tokens * batches_per_step / tokens_per_step
         time_limit = limit - min(at_the_end, 0.2 * limit)
-        speed_guess = 1 / (3 * batch_seconds * grad_accum)
+        speed_guess = 1 / (3 * batch_seconds * batches_per_step)
     affordable /= 2  # splits
     evaluations = max(1, min(EVALUATIONS, int(affordable)))
     if config.eval_every and not config.max_minutes:
@@ -134,7 +136,7 @@ def make_plan(
         schedule=config.schedule,
         warmup_steps=config.warmup_steps,
         evaluations=evaluations,
-        evaluation_sequences=batches * sequences // grad_accum,
+        evaluation_sequences=batches * sequences // batches_per_step,
         evaluate_every=config.eval_every,
         seed=config.seed,
     )

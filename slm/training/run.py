@@ -83,7 +83,9 @@ def assemble(
         grad_accum=grad_accum,
         sequences_per_epoch=batches.sequences,
         val_tokens=len(corpus.val),
-        batch_seconds=_batch_seconds(evaluator, learner, sequences // grad_accum, clock) if config.max_minutes else 0.0,
+        batch_seconds=_batch_seconds(evaluator, learner, sequences // config.grad_accum, clock)
+        if config.max_minutes
+        else 0.0,
     )
     evaluator.sequences = plan.evaluation_sequences
     state = State()
@@ -144,7 +146,7 @@ def _new_learner(
 
 
 def _batch_seconds(evaluator: Evaluator, learner: Learner, sequences: int, clock: Clock) -> float:
-    """How long one micro-batch of all processes takes to evaluate, in the slowest of them."""
+    """How long so many sequences of all processes take to evaluate, in the slowest of them."""
     seconds = 0.0
     for _ in range(2):  # the first one warms up
         begun = clock()

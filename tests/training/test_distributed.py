@@ -204,7 +204,7 @@ def test_flags_that_are_wrong_are_told_once(there):
     assert code != 0
     for problem in (
         "--n_embd 16 is not divisible by --n_head 3: try --n_embd 15",
-        "--global_batch_tokens 96 is no multiple of 4 processes x 16 tokens of context: try 128",
+        "--global_batch_tokens 96 is not a multiple of 4 processes x 16 tokens of context: try 128",
     ):
         assert (said + errors).count(problem) == 1
 
@@ -294,6 +294,6 @@ def test_global_batch_tokens_and_grad_accum_exclude_each_other(there):
     with pytest.raises(UserError) as error:
         read_flags("train", flags(there, "never", "--grad_accum=2", "--global_batch_tokens=100"))
     assert error.value.problems == (
-        "--global_batch_tokens 100 is no multiple of 16 tokens of context: try 96",
-        "--global_batch_tokens and --grad_accum exclude each other: the one gives the other",
+        "--global_batch_tokens 100 is not a multiple of 16 tokens of context: try 96",
+        "--global_batch_tokens and --grad_accum exclude each other: the first determines the second",
     )
