@@ -34,7 +34,7 @@ COMMANDS: dict[str, tuple[type[Settings], str]] = {
     "train": (TrainConfig, "slm.training.command"),
     "find-lr": (FindRateConfig, "slm.training.find_rate"),
     "generate": (GenerateConfig, "slm.inference.command"),
-    "serve": (ServeConfig, "slm.server.app"),
+    "serve": (ServeConfig, "slm.server.command"),
     "evaluate": (EvaluateConfig, "slm.evaluation.command"),
     "watch": (WatchConfig, "slm.server.watch"),
     "export": (ExportConfig, "slm.export.command"),

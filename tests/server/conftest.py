@@ -10,7 +10,8 @@ import uvicorn
 from slm.config.use import ServeConfig
 from slm.data.tokenizer import Tokenizer
 from slm.inference.text import TextModel
-from slm.server.app import Server, make_app
+from slm.server.app import make_app
+from slm.server.command import Server
 
 BYTES = Tokenizer("bytes", [bytes([byte]) for byte in range(256)])
 

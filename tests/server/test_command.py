@@ -108,7 +108,7 @@ def test_what_keeps_it_from_starting(model_path, tmp_path, capsys, monkeypatch):
     error = f"error: cannot listen on 127.0.0.1:{port}: Address already in use; choose with --host and --port\n"
     assert capsys.readouterr().err == error
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "slm.server.app")
+    monkeypatch.delitem(sys.modules, "slm.server.command")
     assert main(["serve", "--model_path", model_path]) == 2
     mend = "python -m pip install fastapi uvicorn prometheus-client"
     assert capsys.readouterr().err == f"error: the Python package 'uvicorn' is not installed: {mend}\n"
@@ -121,7 +121,7 @@ def test_what_keeps_it_from_starting(model_path, tmp_path, capsys, monkeypatch):
         ("--max_batch 0", "--max_batch must be at least 1, not 0"),
         ("--max_queue -1", "--max_queue must be 0 or more, not -1"),
         ("--timeout 0", "--timeout must be above 0, not 0.0"),
-        ("--cors example.org", "--cors 'example.org' is no origin: write it as https://example.org"),
+        ("--cors example.org", "--cors 'example.org' is not an origin: write it as https://example.org"),
         ("--api_key=", "--api_key must be of printable ASCII characters"),
         ("--threads 100000", "--threads 100000 is more than the"),
     ],
