@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from slm.data.readers import OTHER_FORMATS, READABLE, ROWS, TEXT_SUFFIXES, read_bytes, read_pieces, suffix
+from slm.data.readers import LFS_POINTER, OTHER_FORMATS, READABLE, ROWS, TEXT_SUFFIXES, read_bytes, read_pieces, suffix
 from slm.data.source import END_OF_TEXT, Piece, Source, digest, not_empty
 from slm.errors import UserError
 from slm.files import user_path
@@ -38,7 +38,9 @@ def files_source(dataset: str, text_field: str, errors: str) -> Source:
     sizes = [size for size, _ in stamps.values()]
     hashed = digest("files", names, sizes, text_field, errors)
     for file in files:
-        for block in read_bytes(file, unpack=False):
+        for number, block in enumerate(read_bytes(file, unpack=False)):
+            if number == 0 and block.startswith(LFS_POINTER):
+                raise UserError(f"{file} is a Git LFS pointer, not the text itself: run git lfs pull in its folder")
             hashed.update(block)
     count = "1 file" if len(files) == 1 else f"{len(files):,} files"
     more = [] if len(names) <= 3 else [f"{len(names) - 3:,} more"]

@@ -110,3 +110,9 @@ def test_files_without_permission(here, monkeypatch):
         monkeypatch.setattr(Path, "open", deny)
     Path("a.txt").chmod(0)
     assert refusal("a.txt") == "cannot read a.txt: Permission denied; give yourself permission to read it"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.txt.gz"])
+def test_git_lfs_pointers(here, name):
+    Path(name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert refusal(name) == f"{name} is a Git LFS pointer, not the text itself: run git lfs pull in its folder"
