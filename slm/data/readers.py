@@ -167,7 +167,13 @@ def _json_value(text: str, at: int, *, is_last: bool, file: Path, first_line: in
 def csv_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
     """The rows of a table of values separated by commas, in .tsv files by tabs, whose first line names the columns."""
     csv.field_size_limit(2**31 - 1)  # the most that Windows takes; the default is 128 kB
-    rows = csv.reader(_lines(read_text(file, errors)), delimiter="\t" if suffix(file) == ".tsv" else ",", strict=True)
+    rows = csv.reader(
+        _lines(read_text(file, errors)),
+        delimiter="\t" if suffix(file) == ".tsv" else ",",
+        skipinitialspace=True,
+        strict=True,
+    )
+    count = lacking = 0
     line = 1  # where a row begins, which may be long before the end of an open quotation
     try:
         header = next((row for row in rows if row), [])
@@ -177,10 +183,15 @@ def csv_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
             if len(row) > len(header):
                 problem = f"{len(row)} values under {len(header)} names: put text with a delimiter in quotes"
                 raise _malformed(file, line, problem)
+            if row:  # not a blank line
+                count += 1
+                lacking += column >= len(row)
             yield row[column] if column < len(row) else None
             line = rows.line_num + 1
     except csv.Error as error:
         raise _malformed(file, line, str(error)) from error
+    if lacking:
+        _report_lacking(lacking, count, header[column], str(file))
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
@@ -252,6 +263,11 @@ def text_of_rows(rows: Iterable[object], text_field: str, where: str) -> Iterato
         count += 1
         lacking += column not in row
         yield row.get(column)
+    _report_lacking(lacking, count, column, where)
+
+
+def _report_lacking(lacking: int, count: int, column: str | None, where: str) -> None:
+    """Print how many rows have no field `column`. Raises UserError where most have none."""
     if 2 * lacking > count:
         lost = f"{lacking:,} of {count:,} rows of {where} have no field {column!r}"
         raise UserError(f"{lost}; choose the field that they have with --text_field, or mend those rows")

@@ -263,7 +263,8 @@ def test_local_files_are_read_without_datasets(here):
     )
     environment = {**os.environ, "HOME": str(here / "home"), "PYTHONPATH": str(Path(readers.__file__).parents[2])}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert (run.stdout.split(), run.stderr) == (["False", "11", "False"], "")
+    short_row = "note: 1 of 3 rows of a.csv have no field 'text' and are left out\n"
+    assert (run.stdout.split(), run.stderr) == (["False", "11", "False"], short_row)
     assert not (here / "home").exists(), "nothing is left in a cache"
 
 
@@ -333,3 +334,19 @@ def test_a_lone_object_says_where_its_rows_are(here):
     Path("a.json").write_text('{"version": "1.1", "data": [{"text": "one"}]}')
     start = "no field 'text' in the only object of a.json; its rows are in the field 'data': "
     assert refusal("a.json") == start + "save that list as a file of its own"
+
+
+def test_spaces_may_follow_the_delimiters_of_a_table(here):
+    Path("a.csv").write_text('id, text\n1, one\n2, "two, and, three"\n')
+    Path("b.tsv").write_text('id\t text\n1\t  "four\tfive"\n')
+    assert read("a.csv") == ["one", "two, and, three"]
+    assert read("b.tsv") == ["four\tfive"]
+
+
+def test_short_rows_of_a_table_are_counted(here, capsys):
+    readers._note.cache_clear()
+    Path("a.csv").write_text("id,text\n1,one\n\n2\n3,two\n")
+    Path("b.csv").write_text("id,text\n1,one\n2\n3\n")
+    assert read("a.csv") == ["one", "two"]
+    assert capsys.readouterr().err == "note: 1 of 3 rows of a.csv have no field 'text' and are left out\n"
+    assert refusal("b.csv").startswith("2 of 3 rows of b.csv have no field 'text'; choose the field that they have")
