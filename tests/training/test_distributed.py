@@ -72,9 +72,8 @@ def launch(there, world, jobs, *options):
 def alone(jobs, monkeypatch):
     """The same jobs in this process."""
     with monkeypatch.context() as patch:
-        for owner, name in ((worker.Run, "_gradients"), (worker.Run, "step"), (worker.checkpoint, "save")):
+        for owner, name in ((worker.evaluator, "SAMPLE_LENGTH"), (worker.report, "draw"), (worker.checkpoint, "save")):
             patch.setattr(owner, name, getattr(owner, name))
-        patch.setattr(worker.trainer, "SAMPLE_LENGTH", 3)
         patch.setattr(sys, "argv", ["train.py"])
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -205,7 +204,7 @@ def test_flags_that_are_wrong_are_told_once(there):
     assert code != 0
     for problem in (
         "--n_embd 16 is not divisible by --n_head 3: try --n_embd 15",
-        "--global_batch_tokens 96 is no multiple of 4 processes x 16 tokens of context: try 128",
+        "--global_batch_tokens 96 is not a multiple of 4 processes x 16 tokens of context: try 128",
     ):
         assert (said + errors).count(problem) == 1
 
@@ -275,11 +274,11 @@ def test_the_documented_command_trains_with_two_processes(there):
 
 
 def test_a_step_is_divided_so_that_all_have_equally_much():
-    assert plan.divide_step(windows=8, batch_size=8, world=1) == (8, 1)
-    assert plan.divide_step(windows=8, batch_size=8, world=4) == (2, 1)
-    assert plan.divide_step(windows=24, batch_size=5, world=2) == (4, 3)
-    with pytest.raises(UserError, match="3 processes cannot share the 8 windows of a step equally: start 2"):
-        plan.divide_step(windows=8, batch_size=4, world=3)
+    assert plan.divide_step(sequences=8, batch_size=8, world=1) == (8, 1)
+    assert plan.divide_step(sequences=8, batch_size=8, world=4) == (2, 1)
+    assert plan.divide_step(sequences=24, batch_size=5, world=2) == (4, 3)
+    with pytest.raises(UserError, match="3 processes cannot share the 8 sequences of a step equally: start 2"):
+        plan.divide_step(sequences=8, batch_size=4, world=3)
 
 
 def test_the_global_batch_is_what_must_stay_on_resume(there, monkeypatch):
@@ -295,6 +294,6 @@ def test_global_batch_tokens_and_grad_accum_exclude_each_other(there):
     with pytest.raises(UserError) as error:
         read_flags("train", flags(there, "never", "--grad_accum=2", "--global_batch_tokens=100"))
     assert error.value.problems == (
-        "--global_batch_tokens 100 is no multiple of 16 tokens of context: try 96",
-        "--global_batch_tokens and --grad_accum exclude each other: the one gives the other",
+        "--global_batch_tokens 100 is not a multiple of 16 tokens of context: try 96",
+        "--global_batch_tokens and --grad_accum exclude each other: the first determines the second",
     )
