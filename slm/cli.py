@@ -132,7 +132,7 @@ def _unknown(argument: str, known: Mapping[str, Flag]) -> str:
         return f"no flag {name}" + (f": did you mean --{near[0]}?" if near else "; --help lists all")
     if argument.startswith("-"):
         return f"unexpected argument {argument!r}: write a value that begins with - as --flag=-value"
-    return f"unexpected argument {argument!r}: every value follows its flag"
+    return f"unexpected argument {argument!r}: every value follows its flag; quote a pattern, as in '*.txt'"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -122,7 +122,7 @@ def test_all_bad_flags_are_reported_together():
         ("--preset huge", "--preset must be one of tiny, small, gpt2, gpt2-medium, not 'huge'"),
         ("--batch_size 1.5", "--batch_size must be INTEGER, not '1.5'"),
         ("--bias perhaps", "--bias must be true|false"),
-        ("book.txt stray", "unexpected argument 'stray': every value follows its flag"),
+        ("book.txt stray", "unexpected argument 'stray': every value follows its flag; quote a pattern, as in '*.txt'"),
         ("--dataset a.txt stray", "unexpected argument 'stray'"),
         ("-Hello", "write a value that begins with - as --flag=-value"),
         ("--zzz", "no flag --zzz; --help lists all"),

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from slm.data.readers import OTHER_FORMATS, READABLE, ROWS, TEXT_SUFFIXES, read_bytes, read_pieces, suffix
+from slm.data.readers import LFS_POINTER, OTHER_FORMATS, READABLE, ROWS, TEXT_SUFFIXES, read_bytes, read_pieces, suffix
 from slm.data.source import END_OF_TEXT, Piece, Source, digest, not_empty
 from slm.errors import UserError
 from slm.files import user_path
+
+# Files of a folder that are about its texts, or that a training run wrote: read only where there are no others.
+_NOT_TEXT = re.compile(r"(readme|license|licence)\b|(metrics\.csv|samples\.jsonl)$", re.IGNORECASE)
 
 Stamp = tuple[int, int]  # of a file: its size in bytes, and when it was changed, in nanoseconds
 
@@ -31,18 +35,23 @@ def files_source(dataset: str, text_field: str, errors: str) -> Source:
 
     Raises UserError where there is no such file, or none that can be read, and OSError where the system refuses.
     """
-    files = _find_files(dataset)
+    files, left_out = _find_files(dataset)
     root = os.path.commonpath([file.parent for file in files])
     names = [file.relative_to(root).as_posix() for file in files]
     stamps = {file: _stamp(file) for file in files}
     sizes = [size for size, _ in stamps.values()]
     hashed = digest("files", names, sizes, text_field, errors)
     for file in files:
-        for block in read_bytes(file, unpack=False):
+        for number, block in enumerate(read_bytes(file, unpack=False)):
+            if number == 0 and block.startswith(LFS_POINTER):
+                raise UserError(f"{file} is a Git LFS pointer, not the text itself: run git lfs pull in its folder")
             hashed.update(block)
     count = "1 file" if len(files) == 1 else f"{len(files):,} files"
     more = [] if len(names) <= 3 else [f"{len(names) - 3:,} more"]
     description = f"{count}, {_size(sum(sizes))}: {', '.join(names[:3] + more)}"
+    if left_out:
+        more = [] if len(left_out) <= 3 else [f"{len(left_out) - 3:,} more"]
+        description += f"; left out: {', '.join([file.name for file in left_out[:3]] + more)}"
 
     def pieces() -> Iterator[Piece]:
         found = chain.from_iterable(read_pieces(file, text_field, errors) for file in files)
@@ -60,13 +69,17 @@ def files_source(dataset: str, text_field: str, errors: str) -> Source:
 # --- Finding files ---
 
 
-def _find_files(dataset: str) -> list[Path]:
-    """The files of an existing path or of a glob, at least one, in a fixed order."""
+def _find_files(dataset: str) -> tuple[list[Path], list[Path]]:
+    """The files of an existing path or of a glob, at least one, in a fixed order, and those of a folder left out."""
     path = user_path(dataset)
+    left_out: list[Path] = []
     if path.is_dir() and dataset:
-        files = _walk(path)
+        found = _walk(path)
+        files = [file for file in found if not _NOT_TEXT.match(file.name)] or found
+        left_out = sorted(set(found) - set(files))
         if not files:
-            raise UserError(f"nothing to read in the folder {dataset}: the formats are {READABLE}")
+            pattern = 'to read other files as text, quote a pattern, such as "folder/**/*.py"'
+            raise UserError(f"nothing to read in the folder {dataset}: the formats are {READABLE}; {pattern}")
     elif path.is_file():
         files = [path]
     elif path.exists():
@@ -78,7 +91,7 @@ def _find_files(dataset: str) -> list[Path]:
     for file in files:
         if suffix(file) in OTHER_FORMATS:
             raise UserError(f"cannot read {file}: {suffix(file)} is not among the formats, which are {READABLE}")
-    return files
+    return files, left_out
 
 
 def _walk(folder: Path) -> list[Path]:

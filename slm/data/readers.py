@@ -16,16 +16,27 @@ import gzip
 import io
 import json
 import re
+import sys
 import textwrap
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator
-from itertools import chain
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import cache
+from itertools import chain, islice
 from pathlib import Path
 
 from slm.data.source import Piece, pieces_of, pieces_of_rows, unreadable
 from slm.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at a time
+LOOK_AHEAD = 32  # rows by which the field of text is chosen
+
+# Names of fields that never hold the text unless the user chooses them.
+_METADATA = re.compile(
+    r"(.*[_-])?(id|ids|uuid|guid|url|uri|hash|md5|sha1|sha256|version|date|time|timestamp|created|updated|lang|language)"
+    r"|[a-z0-9]+Id|index|key|split",
+    re.IGNORECASE,
+)
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a file begins that Git LFS has not fetched
 
 TEXT_SUFFIXES = (".txt", ".text", ".md")
 OTHER_FORMATS = (".pdf", ".rtf", ".doc", ".docx", ".odt", ".epub", ".xlsx", ".zip", ".tar", ".bz2", ".xz", ".zst")
@@ -156,20 +167,31 @@ def _json_value(text: str, at: int, *, is_last: bool, file: Path, first_line: in
 def csv_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
     """The rows of a table of values separated by commas, in .tsv files by tabs, whose first line names the columns."""
     csv.field_size_limit(2**31 - 1)  # the most that Windows takes; the default is 128 kB
-    rows = csv.reader(_lines(read_text(file, errors)), delimiter="\t" if suffix(file) == ".tsv" else ",", strict=True)
+    rows = csv.reader(
+        _lines(read_text(file, errors)),
+        delimiter="\t" if suffix(file) == ".tsv" else ",",
+        skipinitialspace=True,
+        strict=True,
+    )
+    count = lacking = 0
     line = 1  # where a row begins, which may be long before the end of an open quotation
     try:
         header = next((row for row in rows if row), [])
-        column = header.index(_choose_field(text_field, header, header, str(file))) if header else 0
+        column = header.index(choose_field(text_field, header, header, (), str(file))) if header else 0
         line = rows.line_num + 1
         for row in rows:
             if len(row) > len(header):
                 problem = f"{len(row)} values under {len(header)} names: put text with a delimiter in quotes"
                 raise _malformed(file, line, problem)
+            if row:  # not a blank line
+                count += 1
+                lacking += column >= len(row)
             yield row[column] if column < len(row) else None
             line = rows.line_num + 1
     except csv.Error as error:
         raise _malformed(file, line, str(error)) from error
+    if lacking:
+        _report_lacking(lacking, count, header[column], str(file))
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
@@ -194,7 +216,10 @@ def parquet_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
         with parquet.ParquetFile(file, buffer_size=BLOCK, pre_buffer=False) as opened:
             schema = opened.schema_arrow
             strings = [field.name for field in schema if str(field.type) in ("string", "large_string", "string_view")]
-            column = _choose_field(text_field, schema.names, strings, str(file))
+            others = [
+                field.name for field in schema if pa.types.is_nested(field.type) or pa.types.is_dictionary(field.type)
+            ]
+            column = choose_field(text_field, schema.names, strings, others, str(file))
             for batch in opened.iter_batches(batch_size=256, columns=[column]):
                 yield from batch.column(0).to_pylist()
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -218,30 +243,82 @@ ROWS: dict[str, Callable[[Path, str, str], Iterator[object]]] = {
 def text_of_rows(rows: Iterable[object], text_field: str, where: str) -> Iterator[object]:
     """What the rows hold in their field of text, None where a row has none; a row that is no object is itself the text.
 
-    where: names the rows for the user. Raises UserError where the field is not clear.
+    The field is chosen by the first LOOK_AHEAD rows. Rows without it are left out and counted on stderr.
+    where: names the rows for the user. Raises UserError where the field is not clear, or most rows lack it.
     """
-    column = None
-    for row in rows:
-        if isinstance(row, dict):
-            if column is None:
-                strings = [name for name, value in row.items() if isinstance(value, str)]
-                column = _choose_field(text_field, row, strings, where)
-            elif column != text_field and text_field in row:
-                problem = f"the first row of {where} has no field {text_field!r}, but a later one has"
-                raise UserError(f"{problem}: choose it, or {column!r}, with --text_field")
-            yield row.get(column)
-        else:
+    rows = iter(rows)
+    first = list(islice(rows, LOOK_AHEAD))
+    objects = [row for row in first if isinstance(row, dict)]
+    column: str | None = None
+    count = lacking = 0
+    for row in chain(first, rows):
+        if not isinstance(row, dict):
             yield row
+            continue
+        if column is None:
+            column = _field_of_objects(text_field, objects or [row], where)
+        elif column != text_field and text_field in row:
+            problem = f"the first rows of {where} have no field {text_field!r}, but a later one has"
+            raise UserError(f"{problem}: choose it, or {column!r}, with --text_field")
+        count += 1
+        lacking += column not in row
+        yield row.get(column)
+    _report_lacking(lacking, count, column, where)
 
 
-def _choose_field(text_field: str, names: Collection[str], strings: Collection[str], where: str) -> str:
-    """`text_field`, or the only field of strings where nobody chose one."""
+def _report_lacking(lacking: int, count: int, column: str | None, where: str) -> None:
+    """Print how many rows have no field `column`. Raises UserError where most have none."""
+    if 2 * lacking > count:
+        lost = f"{lacking:,} of {count:,} rows of {where} have no field {column!r}"
+        raise UserError(f"{lost}; choose the field that they have with --text_field, or mend those rows")
+    if lacking:
+        _note(f"{lacking:,} of {count:,} rows of {where} have no field {column!r} and are left out")
+
+
+def _field_of_objects(text_field: str, rows: Sequence[dict[str, object]], where: str) -> str:
+    kinds: dict[str, set[type]] = {}
+    for row in rows:
+        for name, value in row.items():
+            kinds.setdefault(name, set()).add(type(value))
+    strings = [name for name, found in kinds.items() if found <= {str, type(None)} and str in found]
+    others = [name for name, found in kinds.items() if found & {str, list, dict} and name not in strings]
+    if len(rows) == 1 and text_field not in kinds:
+        inside = [
+            name
+            for name, value in rows[0].items()
+            if isinstance(value, list) and any(isinstance(item, dict) for item in value)
+        ]
+        if inside:
+            raise UserError(
+                f"no field {text_field!r} in the only object of {where}; its rows are in the field {inside[0]!r}:"
+                " save that list as a file of its own"
+            )
+    return choose_field(text_field, kinds, strings, others, where)
+
+
+def choose_field(
+    text_field: str, names: Collection[str], strings: Collection[str], others: Collection[str], where: str
+) -> str:
+    """`text_field`, or, where nobody chose one, the only field that could hold the text.
+
+    strings: the fields of strings. others: those of lists, objects and the like, which could also be meant. A field
+    whose name is that of an identifier or of metadata, such as doc_id or url, never holds the text unless it is chosen.
+    Raises UserError, with the names, where the field is not clear.
+    """
     if text_field in names:
         return text_field
-    if text_field == "text" and len(strings) == 1:
-        return next(iter(strings))
+    possible = [name for name in strings if not _METADATA.fullmatch(name)]
+    if text_field == "text" and len(possible) == 1 and not any(not _METADATA.fullmatch(name) for name in others):
+        _note(f"the text of {where} is in its field {possible[0]!r}")
+        return possible[0]
     has = ", ".join(textwrap.shorten(name, 40, placeholder="...") for name in list(names)[:20])
     raise UserError(f"no field {text_field!r} in {where}; it has: {has}; choose one with --text_field")
+
+
+@cache
+def _note(line: str) -> None:
+    """Print a line to stderr, once: a text is read several times."""
+    print(f"note: {line}", file=sys.stderr)
 
 
 def _malformed(file: Path, line: int, problem: str) -> UserError:

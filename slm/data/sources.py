@@ -26,6 +26,8 @@ def open_source(dataset: str, *, text_field: str = "text", errors: str = "strict
     if errors not in ("strict", "replace", "ignore"):
         raise UserError(f"errors is {errors!r}: choose strict, replace or ignore")
     try:
+        if re.match("https?://", dataset):
+            raise UserError(f"{dataset} is an address, not a path: download the file first, and pass its path")
         if is_local(dataset):
             return files_source(dataset, text_field, errors)
         if dataset == "stories" or dataset.startswith("stories:"):

@@ -110,3 +110,34 @@ def test_files_without_permission(here, monkeypatch):
         monkeypatch.setattr(Path, "open", deny)
     Path("a.txt").chmod(0)
     assert refusal("a.txt") == "cannot read a.txt: Permission denied; give yourself permission to read it"
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.txt.gz"])
+def test_git_lfs_pointers(here, name):
+    Path(name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert refusal(name) == f"{name} is a Git LFS pointer, not the text itself: run git lfs pull in its folder"
+
+
+def test_files_about_a_folder_and_of_a_run_are_left_out_and_named(here):
+    Path("set").mkdir()
+    for name in ("a.txt", "README.md", "readme.en.txt", "LICENSE.txt", "metrics.csv", "readmes.md", "my-license.md"):
+        Path("set", name).write_text(name)
+    assert read("set") == ["a.txt", "my-license.md", "readmes.md"]
+    assert open_source("set").description == (
+        "3 files, 28 bytes: a.txt, my-license.md, readmes.md; left out: LICENSE.txt, README.md, metrics.csv, 1 more"
+    )
+    assert read("set/*.md") == ["README.md", "my-license.md", "readmes.md"]
+
+
+def test_a_folder_of_nothing_but_a_readme_is_read(here):
+    Path("set").mkdir()
+    Path("set/README.md").write_text("one")
+    assert read("set") == ["one"]
+    assert "left out" not in open_source("set").description
+
+
+def test_a_folder_of_code_says_how_to_read_it(here):
+    Path("set").mkdir()
+    Path("set/a.py").write_text("x = 1")
+    assert refusal("set").endswith('to read other files as text, quote a pattern, such as "folder/**/*.py"')
+    assert read("set/**/*.py") == ["x = 1"]

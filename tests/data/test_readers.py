@@ -137,7 +137,7 @@ def test_the_field_of_text_can_be_chosen(here):
 
 
 def test_the_only_field_of_strings_needs_no_choice(here):
-    Path("a.jsonl").write_text('{"n": 1, "story": "one"}\n{"story": "two", "title": "three"}\n')
+    Path("a.jsonl").write_text('{"n": 1, "story": "one"}\n{"story": "two"}\n')
     Path("a.csv").write_text("story\none\n")
     assert read("a.jsonl") == ["one", "two"]
     assert read("a.csv") == ["one"]
@@ -263,13 +263,90 @@ def test_local_files_are_read_without_datasets(here):
     )
     environment = {**os.environ, "HOME": str(here / "home"), "PYTHONPATH": str(Path(readers.__file__).parents[2])}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert (run.stdout.split(), run.stderr) == (["False", "11", "False"], "")
+    short_row = "note: 1 of 3 rows of a.csv have no field 'text' and are left out\n"
+    assert (run.stdout.split(), run.stderr) == (["False", "11", "False"], short_row)
     assert not (here / "home").exists(), "nothing is left in a cache"
 
 
-def test_a_field_that_only_later_rows_have_is_not_passed_over(here):
+def test_a_default_field_that_only_later_rows_have_is_taken(here, capsys):
+    readers._note.cache_clear()
     Path("a.jsonl").write_text('{"title": "A title"}\n{"title": "B", "text": "the story itself"}\n')
-    start = (
-        "the first row of a.jsonl has no field 'text', but a later one has: choose it, or 'title', with --text_field"
+    Path("b.jsonl").write_text('{}\n{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
+    assert read("a.jsonl") == ["the story itself"]
+    assert read("b.jsonl") == read("b.jsonl") == ["one", "two"]
+    assert capsys.readouterr().err == (
+        "note: 1 of 2 rows of a.jsonl have no field 'text' and are left out\n"
+        "note: 1 of 4 rows of b.jsonl have no field 'text' and are left out\n"
     )
-    assert refusal("a.jsonl") == start
+
+
+def test_a_default_field_far_below_is_not_passed_over(here):
+    Path("a.jsonl").write_text('{"title": "one"}\n' * 40 + '{"title": "two", "text": "three"}\n')
+    problem = "the first rows of a.jsonl have no field 'text', but a later one has"
+    assert refusal("a.jsonl") == f"{problem}: choose it, or 'title', with --text_field"
+
+
+def test_rows_that_mostly_lack_the_field_are_refused(here):
+    Path("a.jsonl").write_text('{"text": "one"}\n' * 30 + '{"content": "two"}\n' * 2_000)
+    problem = "2,000 of 2,030 rows of a.jsonl have no field 'text'"
+    assert refusal("a.jsonl") == f"{problem}; choose the field that they have with --text_field, or mend those rows"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"id": "0", "conversations": [{"from": "human", "value": "hi"}]},
+        {"title": "a", "doc": {"body": "b"}},
+        {"doc_id": "7"},
+        {"URL": "a", "sha256": "b"},
+        {"story": "a", "title": "b"},
+    ],
+)
+def test_a_field_is_not_guessed_where_another_could_be_meant(here, row):
+    import pyarrow as pa
+
+    message = f"no field 'text' in a.jsonl; it has: {', '.join(row)}; choose one with --text_field"
+    Path("a.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps(row)}\n")
+    assert refusal("a.jsonl") == message
+    write_parquet("a.parquet", **{name: pa.array([value]) for name, value in row.items()})
+    assert refusal("a.parquet") == message.replace("jsonl", "parquet")
+
+
+def test_a_dictionary_of_strings_could_be_meant(here):
+    import pyarrow as pa
+
+    write_parquet("a.parquet", label=["x"], story=pa.array(["one"]).dictionary_encode())
+    assert "it has: label, story; choose one" in refusal("a.parquet")
+    assert read("a.parquet", text_field="story") == ["one"]
+
+
+def test_identifiers_do_not_hide_the_only_text_and_the_field_is_printed(here, capsys):
+    readers._note.cache_clear()
+    Path("ids.jsonl").write_text('{"id": "0", "source_url": "u", "story": "one"}\n')
+    Path("ids.csv").write_text("uuid,date,story\n1,2020-01-01,two\n")
+    assert read("ids.*") == ["two", "one"]
+    assert capsys.readouterr().err == (
+        "note: the text of ids.csv is in its field 'story'\nnote: the text of ids.jsonl is in its field 'story'\n"
+    )
+
+
+def test_a_lone_object_says_where_its_rows_are(here):
+    Path("a.json").write_text('{"version": "1.1", "data": [{"text": "one"}]}')
+    start = "no field 'text' in the only object of a.json; its rows are in the field 'data': "
+    assert refusal("a.json") == start + "save that list as a file of its own"
+
+
+def test_spaces_may_follow_the_delimiters_of_a_table(here):
+    Path("a.csv").write_text('id, text\n1, one\n2, "two, and, three"\n')
+    Path("b.tsv").write_text('id\t text\n1\t  "four\tfive"\n')
+    assert read("a.csv") == ["one", "two, and, three"]
+    assert read("b.tsv") == ["four\tfive"]
+
+
+def test_short_rows_of_a_table_are_counted(here, capsys):
+    readers._note.cache_clear()
+    Path("a.csv").write_text("id,text\n1,one\n\n2\n3,two\n")
+    Path("b.csv").write_text("id,text\n1,one\n2\n3\n")
+    assert read("a.csv") == ["one", "two"]
+    assert capsys.readouterr().err == "note: 1 of 3 rows of a.csv have no field 'text' and are left out\n"
+    assert refusal("b.csv").startswith("2 of 3 rows of b.csv have no field 'text'; choose the field that they have")

@@ -71,3 +71,8 @@ def test_built_in_stories(here, tales):
 @pytest.mark.parametrize("number", ["", "0", "-1", "many", "1.5"])
 def test_numbers_of_stories_that_cannot_be(here, number):
     assert refusal(f"stories:{number}").startswith(f"cannot write {number!r} stories: give a whole number from 1 on")
+
+
+@pytest.mark.parametrize("address", ["https://example.org/a.txt", "http://example.org/a?b=[1]"])
+def test_addresses(here, address):
+    assert refusal(address) == f"{address} is an address, not a path: download the file first, and pass its path"
