@@ -29,7 +29,7 @@ class DataConfig(Settings):
     dataset: str = flag("stories", DATASET)
     val_dataset: str | None = flag(None, "the same for validation; default: the set's own split, else val_fraction")
     val_fraction: float = flag(
-        0.05, "share of the documents kept for validation, chosen by a hash of their text", above=0, below=1
+        0.05, "share of the text held out for validation: documents chosen by a hash of their text", above=0, below=1
     )
     text_field: str = flag("text", TEXT_FIELD)
     errors: Errors = flag("strict", ERRORS)

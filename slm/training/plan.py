@@ -104,13 +104,14 @@ def describe(run: Run) -> str:
     }[run.device.type]()
     precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[run.dtype]
     in_use = f", of which the text uses {run.used:,}" if run.used < shape.vocab_size else ""
+    share = "" if corpus.held_out is None else f" ({100 * corpus.held_out:.1f} % held out)"
     memory = memory_estimate(config, shape, run.rows, run.batch_size, run.dtype)
     weights, _ = in_training(shape, shape.vocab_size)
     world = run.workers.world
     several = f"{world} processes ({config.parallel}), each: " if world > 1 else ""
     lines = [
         f"text       {corpus.description}",
-        f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate; "
+        f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate{share}; "
         f"{corpus.train.text_bytes / len(corpus.train):.2f} bytes each",
         f"tokenizer  {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}{in_use}",
         f"model      {weights:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
