@@ -37,7 +37,7 @@ def choose(hashes: Hashes, sizes: Sizes, starts: npt.NDArray[np.int8], fraction:
     wanted, fewest, most = bytes_to_hold_out(int(sizes.sum()), fraction)
     first = np.flatnonzero(starts)  # (documents,)
     document = np.cumsum(starts, dtype=np.int64) - 1  # (pieces,): the document of each piece
-    is_long = (np.add.reduceat(sizes, first) > wanted)[document]
+    is_long = (np.add.reduceat(sizes, first) > min(wanted, most - fewest))[document]
     keys = np.where(is_long, hashes, np.add.reduceat(hashes, first)[document])  # the sum wraps around
     chosen = keys < np.uint64(fraction * 2.0**64)
     if fewest <= sizes[chosen].sum() <= most:
