@@ -7,6 +7,7 @@ All of it is done once; the next run finds the tokens in the cache.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tqdm import tqdm
 
 from slm.config.train import DataConfig
 from slm.data import split
@@ -144,7 +146,18 @@ def _make_tokenizer(kind: str, vocab_size: int, source: Source, in_val: Choice |
 
 def _train_bpe(vocab_size: int, source: Source, in_val: Choice | None, cache: Path) -> Tokenizer:
     def train() -> Tokenizer:
-        return tokenizers.train_bpe((piece.text for piece in in_training(source, in_val)), vocab_size)
+        progress = tqdm(
+            total=source.size_bytes, desc="training the tokenizer",
+            unit="B", unit_scale=True, unit_divisor=1000, leave=False, delay=0.5,
+        )  # fmt: skip
+
+        def texts() -> Iterator[str]:
+            for piece in in_training(source, in_val):
+                yield piece.text
+                progress.update(len(piece.text.encode(errors="surrogatepass")))
+
+        with progress:
+            return tokenizers.train_bpe(texts(), vocab_size)
 
     if not parts_of(source):
         return train()
