@@ -55,11 +55,17 @@ def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = N
 
     Raises UserError where the text cannot be read, or is too short to divide.
     """
-    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors)
+    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors, encoding=config.encoding)
     if config.val_dataset is None:
         val_source = validation_source(config.dataset, text_field=config.text_field)
     else:
-        val_source = open_source(config.val_dataset, text_field=config.text_field, errors=config.errors, held_out=True)
+        val_source = open_source(
+            config.val_dataset,
+            text_field=config.text_field,
+            errors=config.errors,
+            encoding=config.encoding,
+            held_out=True,
+        )
     new = _NewCorpus(source, val_source, config, vocab_size, tokenizer, open_cache(config.cache_dir))
     if not has_folder(new.cache, new.facts()):
         new.encode_parts()
