@@ -42,7 +42,7 @@ def steps(flags: argparse.Namespace) -> None:
     from slm.config.train import DataConfig, TrainConfig
     from slm.data.corpus import prepare
     from slm.learner.workers import joined
-    from slm.training.trainer import Run
+    from slm.training.run import assemble
 
     values = {**PRESETS[flags.preset], "batch_size": 1, "optimizer": flags.optimizer, "parallel": flags.parallel}
     config = build(TrainConfig, values)
@@ -51,15 +51,17 @@ def steps(flags: argparse.Namespace) -> None:
     with joined(torch.device("cpu"), flags.parallel) as workers:
         torch.set_num_threads(flags.threads)
         corpus = prepare(DataConfig(dataset=flags.train, cache_dir=flags.cache_dir), config.model.vocab_size)
-        run = Run(config, corpus, workers.device, getattr(torch, flags.dtype), workers=workers)
+        run = assemble(config, corpus, workers.device, getattr(torch, flags.dtype), workers=workers)
         times = []
         for _ in range(flags.rounds + 2):
             begun = time.perf_counter()
-            run.step(1000)
+            batches = [run.batch(number) for number in run.plan.batches_of(run.state.step)]
+            run.learner.step(batches, rate=run.plan.rate(run.state), seed=run.plan.seed_of(run.state.step))
+            run.state.step += 1
             times.append(time.perf_counter() - begun)
         peak = 1024 * int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0])
-        (largest,) = workers.largest(peak)
-        weights = sum(parameter.numel() for parameter in run.model.parameters())
+        (largest,) = workers.max(peak)
+        weights = sum(parameter.numel() for parameter in run.learner.model.parameters())
         if workers.rank == 0:
             print(json.dumps({"times": times[2:], "peak_bytes": largest, "weights": weights, "tokens": tokens}))
 

@@ -48,8 +48,8 @@ from slm.data.encoding import Tokens, encode
 from slm.data.sources import open_source
 from slm.device import autocast
 from slm.evaluation.measure import measure
-from slm.training.plan import flops_per_token
-from slm.training.trainer import Run
+from slm.training.cost import flops_per_token
+from slm.training.run import Run, assemble
 
 BATCH = 32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -71,16 +71,22 @@ def corpus_of(train: str, cache: str, vocab_size: int = 50_257) -> Corpus:
 def our_step(
     corpus: Corpus, optimizer: str, dtype: torch.dtype, shape: ModelConfig | None = None, batch: int = BATCH
 ) -> tuple[Step, Run]:
-    """A function that makes one training step as the trainer does it."""
+    """A function that makes one training step as the loop does it."""
     config = TrainConfig(
         model=shape or ModelConfig(), batch_size=batch, optimizer=optimizer, max_steps=1000, precision="fp32",
     )  # fmt: skip
-    run = Run(config, corpus, torch.device("cpu"), dtype)
-    return lambda: run.step(1000), run
+    run = assemble(config, corpus, torch.device("cpu"), dtype)
+
+    def step() -> None:
+        batches = [run.batch(number) for number in run.plan.batches_of(run.state.step)]
+        run.learner.step(batches, rate=run.plan.rate(run.state), seed=run.plan.seed_of(run.state.step))
+        run.state.step += 1
+
+    return step, run
 
 
 def work_of(run: Run) -> float:
-    return flops_per_token(run.shape, run.rows)
+    return flops_per_token(run.learner.model.config, run.learner.model.rows_in_training)
 
 
 def all_in_use(corpus: Corpus) -> Corpus:
@@ -180,7 +186,7 @@ def speed(flags: argparse.Namespace) -> None:
     corpus = corpus_of(flags.train, flags.cache_dir)
     names = [*OURS, *(name for name in PEERS if name != "nanoGPT" or flags.nanogpt)]
     tokens = BATCH * ModelConfig().context_length
-    # What a token costs (`slm.training.plan.flops_per_token`): the weights in products six times, and attention.
+    # What a token costs (`slm.training.cost.flops_per_token`): the weights in products six times, and attention.
     work = {name: work_of(our_step(all_in_use(corpus) if whole else corpus, optimizer, torch.float32)[1])
             for name, (optimizer, whole) in OURS.items()}  # fmt: skip
     work |= dict.fromkeys(PEERS, work["slm, all 50,257 tokens in use"])

@@ -31,7 +31,7 @@ _NO_VALUE = object()  # stands for the missing value of a flag
 
 # command -> (its settings, the module whose `main(config)` runs it)
 COMMANDS: dict[str, tuple[type[Settings], str]] = {
-    "train": (TrainConfig, "slm.training.trainer"),
+    "train": (TrainConfig, "slm.training.command"),
     "find-lr": (FindRateConfig, "slm.training.find_rate"),
     "generate": (GenerateConfig, "slm.inference.command"),
     "serve": (ServeConfig, "slm.server.app"),

@@ -238,23 +238,23 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 TB")])
 def test_out_of_memory_is_one_line(error, monkeypatch, capsys):
-    from slm.training import trainer
+    from slm.training import command
 
     def large(config):
         raise error
 
-    monkeypatch.setattr(trainer, "main", large)
+    monkeypatch.setattr(command, "main", large)
     assert main(["train"]) == 2
     assert "not enough memory: make --batch_size smaller" in capsys.readouterr().err
 
 
 def test_other_errors_are_not_hidden(monkeypatch):
-    from slm.training import trainer
+    from slm.training import command
 
     def broken(config):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(trainer, "main", broken)
+    monkeypatch.setattr(command, "main", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         main(["train"])
 

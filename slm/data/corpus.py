@@ -6,7 +6,6 @@ All of it is done once; the next run finds the tokens in the cache.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +47,7 @@ class Corpus:
     description: str
     fingerprint: str  # of everything that the tokens depend on
     held_out: float | None = None  # share of the text's bytes that validation has; None: it has a text of its own
+    caution: str = ""  # a line where less, or another share, is held out than a validation loss needs
 
 
 def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Corpus:
@@ -78,9 +78,10 @@ def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = N
         return Corpus(train, val, tokenizer, description, folder.name)
     if not len(val):  # the text is too short to be divided by documents or pieces
         train, val = _hold_out_end(train, config.val_fraction, tokenizer)
-    _warn_of_unusual_split(train, val, config.val_fraction)
     share = val.text_bytes / (train.text_bytes + val.text_bytes)
-    return Corpus(train, val, tokenizer, source.description, folder.name, share)
+    return Corpus(
+        train, val, tokenizer, source.description, folder.name, share, _caution(train, val, config.val_fraction)
+    )
 
 
 @dataclass(frozen=True)
@@ -197,13 +198,13 @@ def _tokens(ids: npt.NDArray[np.integer[Any]], tokenizer: Tokenizer) -> Tokens:
     return Tokens(ids, ends, int(tokenizer.byte_counts[ids].sum()))
 
 
-def _warn_of_unusual_split(train: Tokens, val: Tokens, fraction: float) -> None:
-    """One line where fewer tokens are held out than a loss can be measured on, or not the share asked for."""
+def _caution(train: Tokens, val: Tokens, fraction: float) -> str:
+    """A line where fewer tokens are held out than a loss can be measured on, or not the share asked for; else ""."""
     total = train.text_bytes + val.text_bytes
     _, fewest, most = split.bytes_to_hold_out(total, fraction)
-    if val.text_bytes < split.LEAST_BYTES / 2 or not fewest <= val.text_bytes <= most:
-        print(
-            f"the validation loss will be rough: {len(val):,} tokens are held out, {val.text_bytes / total:.1%} of a"
-            f" text of {total:,} bytes; give a longer text, or another one with --val_dataset",
-            file=sys.stderr,
-        )
+    if val.text_bytes >= split.LEAST_BYTES / 2 and fewest <= val.text_bytes <= most:
+        return ""
+    return (
+        f"the validation loss will be rough: {len(val):,} tokens are held out, {val.text_bytes / total:.1%} of the"
+        " text; give more text, or some for validation with --val_dataset"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from slm.data.batches import TrainingBatches
 
@@ -29,7 +30,11 @@ class Feed:
             self.offsets = torch.arange(batches.context_length + 1, device=device)
 
     def __call__(self, number: int) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of batch `number`, each (B, T) int64."""
+        """Inputs and targets of micro-batch `number`, each (B, T) int64."""
+        with record_function("batch"):
+            return self._batch(number)
+
+    def _batch(self, number: int) -> tuple[Tensor, Tensor]:
         if self.tokens is None:
             ids, targets = self.batches(number)
             return self._sent(ids), self._sent(targets)

@@ -48,15 +48,15 @@ class Workers:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
-        self.signs = dist.new_group(backend="gloo") if self.world > 1 else None  # for `together`'s thread
+        self._signs = dist.new_group(backend="gloo") if self.world > 1 else None  # for the barrier's thread
         self.sharded: Any = None  # the model, where its weights are divided
 
-    def first(self, make: Callable[[], T]) -> T:
-        """What `make` gives in the first process, or its UserError, in all of them; the others do not call it."""
+    def broadcast(self, make: Callable[[], T]) -> T:
+        """What `make` returns, or the UserError it raises, in the first process, for all; others do not call it."""
         if self.world == 1:
             return make()
         made: list[Any] = [None]
-        with self.together():
+        with self.barrier():
             if self.rank == 0:
                 try:
                     made = [make()]
@@ -71,7 +71,7 @@ class Workers:
         """Each value summed over the processes, in fp64."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
-    def largest(self, *values: float) -> list[float]:
+    def max(self, *values: float) -> list[float]:
         """Each value as it is in the process where it is largest."""
         return self._reduced(values, dist.ReduceOp.MAX)
 
@@ -90,10 +90,10 @@ class Workers:
         return value
 
     @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """A block that all leave together: some may work in it for hours while the others wait.
+    def barrier(self) -> Iterator[None]:
+        """A barrier at the end of a block, in which some may work for hours while the others wait.
 
-        They give signs of life meanwhile, so that one that is gone is noticed as soon as in training.
+        They exchange signs of life meanwhile, so that a process that is gone is noticed as soon as in training.
         """
         if self.world == 1:
             yield
@@ -105,7 +105,7 @@ class Workers:
                 all_done = torch.zeros(1)
                 while not all_done:
                     all_done.fill_(done.wait(BEAT))
-                    dist.all_reduce(all_done, dist.ReduceOp.MIN, group=self.signs)
+                    dist.all_reduce(all_done, dist.ReduceOp.MIN, group=self._signs)
             except RuntimeError as error:
                 errors.append(error)
 
@@ -149,15 +149,15 @@ class Workers:
             return loss.no_sync()
         return contextlib.nullcontext()
 
-    def gathered(self, value: Any) -> Any:
+    def gather(self, value: Any) -> Any:
         """`value`, in which there are dicts and lists, with whole tensors in place of divided ones.
 
         Those come to the CPU, and to the first process alone; the others get empty ones.
         """
         if isinstance(value, dict):
-            return {name: self.gathered(each) for name, each in value.items()}
+            return {name: self.gather(each) for name, each in value.items()}
         if isinstance(value, list):
-            return [self.gathered(each) for each in value]
+            return [self.gather(each) for each in value]
         if is_divided(value):
             gathered = value.full_tensor()
             return gathered.cpu() if self.rank == 0 else gathered.new_empty(0)

@@ -108,6 +108,11 @@ class GPT(nn.Module):
         self.final_norm = nn.LayerNorm(config.n_embd, bias=config.bias)
         self._initialise()
 
+    @property
+    def rows_in_training(self) -> int:
+        """Rows of the token embedding, R: V, or fewer where tokens that the text lacks share one."""
+        return self.token_embedding.num_embeddings
+
     def _initialise(self) -> None:
         """N(0, 0.02), biases 0; what adds to the stream is smaller, so that depth does not widen it (GPT-2)."""
         if self.token_embedding.weight.is_meta:  # weights to be loaded; PyTorch takes a second to draw none

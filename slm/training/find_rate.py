@@ -15,35 +15,35 @@ from slm.data.corpus import prepare
 from slm.device import pick_device, pick_precision
 from slm.errors import UserError
 from slm.files import replacing, user_path
+from slm.training.run import Run, assemble
 from slm.training.stored import defaults as defaults  # which slm.cli asks for
-from slm.training.trainer import Run, check_length
 
 PICTURE = "learning_rate.png"
 BATCHES = 16  # of the validation text, that each trial is measured on
 
 
 def main(config: FindRateConfig) -> None:
-    """Print the validation loss after each trial, name the best rate, and draw them."""
+    """Print the validation loss after each trial, name the best rate, and plot them."""
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     start = open_model(user_path(config.init_from)) if config.init_from is not None else None
     corpus = prepare(config.data, config.model.vocab_size, start.tokenizer if start else None)
-    check_length(corpus, config.model.context_length)
     out_dir = user_path(config.out_dir)
     try:
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make --out_dir {out_dir}: {error.strerror}") from error
-    run = Run(config, corpus, device, dtype, start)
+    plan = assemble(config, corpus, device, dtype, start).plan
     print(f"text       {corpus.description}")
-    print(f"trials     {config.trials} of {config.trial_steps:,} steps, {run.tokens_per_step:,} tokens a step")
-    batch_size, middle = run.batch_size, run.peak_rate
-    del run
+    print(f"trials     {config.trials} of {config.trial_steps:,} steps, {plan.tokens_per_step:,} tokens a step")
     losses = {}
     for trial in range(config.trials):
-        rate = middle * 2.0 ** (trial - config.trials // 2)
-        trial_config = dataclasses.replace(config, learning_rate=rate, batch_size=batch_size, min_lr=0.0)
-        losses[rate] = _loss_after(Run(trial_config, corpus, device, dtype, start), config.trial_steps)
+        rate = plan.peak_rate * 2.0 ** (trial - config.trials // 2)
+        trial_config = dataclasses.replace(
+            config, learning_rate=rate, batch_size=plan.batch_size, min_lr=0.0,
+            max_steps=config.trial_steps, max_minutes=None,
+        )  # fmt: skip
+        losses[rate] = loss_after_trial(assemble(trial_config, corpus, device, dtype, start))
         print(f"rate {rate:.2e}   validation loss {losses[rate]:.4f}", flush=True)
     best = min(losses, key=lambda rate: losses[rate])
     if not math.isfinite(losses[best]):
@@ -56,11 +56,16 @@ def main(config: FindRateConfig) -> None:
     )
 
 
-def _loss_after(run: Run, steps: int) -> float:
-    """Nats a token of validation text after so many steps; infinite where the run has broken down."""
-    for _ in tqdm(range(steps), leave=False, desc=f"rate {run.peak_rate:.2e}"):
-        run.step(steps)
-    loss = run.measure("val", BATCHES).loss
+def loss_after_trial(run: Run) -> float:
+    """Nats per token of validation text after all steps of `run`; infinite where training has broken down."""
+    plan, state = run.plan, run.state
+    for step in tqdm(range(plan.steps), leave=False, desc=f"rate {plan.peak_rate:.2e}"):
+        state.step = step
+        batches = [run.batch(number) for number in plan.batches_of(step)]
+        outcome = run.learner.step(batches, rate=plan.rate(state), seed=plan.seed_of(step), pieces=state.pieces)
+        state.pieces = outcome.pieces
+    sequences = BATCHES * plan.sequences // plan.grad_accum
+    loss = run.evaluator.measure(run.learner, "val", sequences).loss
     return loss if math.isfinite(loss) else math.inf
 
 

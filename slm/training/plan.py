@@ -1,147 +1,153 @@
-"""What a run will take, before it begins: its batch size, its memory, its work, and all of it in words.
+"""What is decided before a run begins: numbers alone; no model, no disk, no clock.
 
-Legend: B windows in a batch, T context length.
+Legend: B sequences in a micro-batch, T context length.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
-import torch
-
-from slm.config.model import ModelConfig
 from slm.config.train import TrainConfig
-from slm.device import flops, peak_flops, total_memory
 from slm.errors import UserError
-from slm.model.loss import CHUNK_ELEMENTS
+from slm.training.schedule import learning_rate
+from slm.training.state import State
 
-if TYPE_CHECKING:
-    from slm.learner.workers import Workers
-    from slm.training.trainer import Run
-
-TOKENS_PER_STEP = 1536  # in a run over up to a million tokens; docs/experiments.md
-PYTORCH_BYTES = 4e8  # of a process that has done nothing yet
+PEAK_RATES = {"adamw": 1e-3, "muon": 4e-3}  # at width 384; docs/experiments.md
+EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
+EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
 
 
-def in_training(shape: ModelConfig, rows: int) -> tuple[int, int]:
-    """How many weights there are where the embedding has so many rows, and how many of them are in matrix products."""
-    C, biases = shape.n_embd, shape.bias
-    matrices = 12 * shape.n_layer * C * C + rows * C
-    vectors = (shape.n_layer * (2 + 11 * biases) + 1 + biases) * C
-    return matrices + shape.context_length * C + vectors, matrices
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is, how a step is divided, which rate a step has and when the model is evaluated."""
+
+    sequences: int  # of an optimizer step, over all processes
+    batch_size: int  # sequences in a micro-batch of one process
+    grad_accum: int  # micro-batches of an optimizer step in one process
+    tokens_per_step: int
+    steps_per_epoch: float
+    steps: int  # length of a run that has no time limit
+    time_limit: float | None  # seconds in the loop
+    speed_guess: float  # steps per second, until some have been timed; 0 without a time limit
+    peak_rate: float
+    min_rate: float
+    schedule: str
+    warmup_steps: int | None  # None: by the run's length
+    evaluations: int  # in the whole run
+    evaluation_sequences: int  # of each split
+    evaluate_every: int | None  # steps, instead of `evaluations`
+    seed: int
+
+    def share(self, state: State) -> float:
+        """How much of the run is done, from 0 to 1."""
+        done = state.seconds / self.time_limit if self.time_limit else state.step / self.steps
+        return min(1.0, done)
+
+    def total_steps(self, state: State) -> float:
+        """The run's length in steps, which in a run by the clock follows from its speed so far."""
+        if not self.time_limit:
+            return self.steps
+        return self.time_limit * (state.step / state.seconds if state.step >= 5 else self.speed_guess)
+
+    def rate(self, state: State) -> float:
+        """The learning rate of the next step; each return to an earlier state has halved it."""
+        total_steps = self.total_steps(state)
+        warmup: float | None = self.warmup_steps
+        if warmup is None:  # fewer than some twenty steps harm a short run: docs/experiments.md
+            warmup = max(0.05 * total_steps, min(20, 0.2 * total_steps))
+        planned = learning_rate(
+            state.step, total_steps,
+            kind=self.schedule, peak=self.peak_rate, minimum=self.min_rate, warmup_steps=warmup,
+        )  # fmt: skip
+        return 0.5**state.rollbacks * planned
+
+    def evaluation_is_due(self, state: State) -> bool:
+        """Whether the model is to be evaluated before the next step: always at the start and at the end."""
+        if not state.rows:
+            return True
+        last = state.rows[-1]
+        if last["step"] == state.step:
+            return False
+        share = self.share(state)
+        if share >= 1:
+            return True
+        if self.evaluate_every:
+            return state.step % self.evaluate_every == 0
+        share_then = last["seconds"] / self.time_limit if self.time_limit else last["step"] / self.steps
+        return share >= (math.floor(share_then * self.evaluations) + 1) / self.evaluations
+
+    def batches_of(self, step: int) -> range:
+        """The numbers of the micro-batches of a step."""
+        return range(step * self.grad_accum, (step + 1) * self.grad_accum)
+
+    def seed_of(self, step: int) -> int:
+        """The seed of a step's dropout."""
+        return self.seed + 1_000_003 * (step + 1)
 
 
-def flops_per_token(shape: ModelConfig, rows: int) -> float:
-    """Of forward and backward: 6 for each weight in a product, and attention's own (Chowdhery et al., 2022)."""
-    _, in_products = in_training(shape, rows)
-    return 6 * in_products + 12 * shape.n_layer * shape.n_embd * shape.context_length
-
-
-def memory_estimate(config: TrainConfig, shape: ModelConfig, rows: int, batch_size: int, dtype: torch.dtype) -> float:
-    """Bytes at the peak: weights, gradients, averages; the head's gradient and logits; activations; PyTorch."""
-    tokens = batch_size * shape.context_length
-    weights = 16 * in_training(shape, rows)[0] + 8 * rows * shape.n_embd
-    logits = min(CHUNK_ELEMENTS, tokens * rows) * (4 if dtype == torch.float32 else 6)
-    layers_kept = 1 if config.activation_checkpointing else shape.n_layer
-    activations = tokens * shape.n_embd * 4 * (18 * layers_kept + shape.n_layer + 4)
-    return weights + logits + activations + PYTORCH_BYTES
-
-
-def pick_batch_size(
+def make_plan(
     config: TrainConfig,
-    shape: ModelConfig,
-    rows: int,
-    text_tokens: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    workers: Workers,
-) -> int:
-    """Windows in a batch of one process: the more tokens the run will see, the larger, by their root.
+    *,
+    sequences: int,
+    batch_size: int,
+    grad_accum: int,
+    sequences_per_epoch: int,
+    val_tokens: int,
+    batch_seconds: float = 0.0,
+) -> Plan:
+    """The plan of a run whose steps are divided like that.
 
-    docs/experiments.md has the figures.
+    batch_seconds: how long one micro-batch takes to evaluate, for a run by the clock. Raises UserError where the rates
+    contradict each other.
     """
-    tokens = config.epochs * text_tokens
+    peak_rate = config.learning_rate or PEAK_RATES[config.optimizer] * 384 / config.model.n_embd
+    if config.min_lr > peak_rate:
+        raise UserError(f"--min_lr {config.min_lr} is above the peak rate, {peak_rate:.2g}: set --learning_rate")
+    tokens_per_step = sequences * config.model.context_length
+    steps_per_epoch = sequences_per_epoch / sequences
+    steps = config.max_steps or math.ceil(config.epochs * steps_per_epoch)
+    time_limit, speed_guess = None, 0.0
+    affordable = EVALUATION_SHARE * steps * grad_accum * 3  # micro-batches; forward alone takes a third of training
     if config.max_minutes:
-        speed = workers.world * 0.5 * flops(device, dtype) / flops_per_token(shape, rows)
-        tokens = 60 * config.max_minutes * speed
-    if config.max_steps:
-        tokens = (config.max_steps * TOKENS_PER_STEP) ** 2 / 1e6  # so that they are the steps times the batch
-    fewest = workers.world << 15 if device.type == "cuda" else TOKENS_PER_STEP  # a GPU is not filled by less
-    in_a_step = config.global_batch_tokens or max(TOKENS_PER_STEP * math.sqrt(tokens / 1e6), fewest)
-    wanted = in_a_step / (shape.context_length * config.grad_accum * workers.world)
-    sizes = sorted([2**n for n in range(12)] + [3 * 2**n for n in range(11)])  # 1 2 3 4 6 8 12 16 ...
-    room = 0.8 * total_memory(device) / (workers.local_world if device.type == "cpu" else 1)
-    fitting = [size for size in sizes if memory_estimate(config, shape, rows, size, dtype) < room] or [1]
-    return min(fitting, key=lambda size: abs(math.log(size / wanted)))
+        limit = 60 * config.max_minutes
+        affordable = EVALUATION_SHARE * limit / batch_seconds
+        at_the_end = batch_seconds * val_tokens * grad_accum / tokens_per_step
+        time_limit = limit - min(at_the_end, 0.2 * limit)
+        speed_guess = 1 / (3 * batch_seconds * grad_accum)
+    affordable /= 2  # splits
+    evaluations = max(1, min(EVALUATIONS, int(affordable)))
+    if config.eval_every and not config.max_minutes:
+        evaluations = max(1, steps // config.eval_every)
+    batches = config.eval_batches or max(1, int(affordable / evaluations))
+    return Plan(
+        sequences=sequences,
+        batch_size=batch_size,
+        grad_accum=grad_accum,
+        tokens_per_step=tokens_per_step,
+        steps_per_epoch=steps_per_epoch,
+        steps=steps,
+        time_limit=time_limit,
+        speed_guess=speed_guess,
+        peak_rate=peak_rate,
+        min_rate=config.min_lr,
+        schedule=config.schedule,
+        warmup_steps=config.warmup_steps,
+        evaluations=evaluations,
+        evaluation_sequences=batches * sequences // grad_accum,
+        evaluate_every=config.eval_every,
+        seed=config.seed,
+    )
 
 
-def divide_step(windows: int, batch_size: int, world: int) -> tuple[int, int]:
-    """A process's share of a step's windows: how many in a batch, at most `batch_size`, and in how many batches.
+def divide_step(sequences: int, batch_size: int, world: int) -> tuple[int, int]:
+    """A process's share of a step's sequences: how many in a micro-batch, at most `batch_size`, and how many of those.
 
     Raises UserError where the processes cannot have equally many.
     """
-    own, rest = divmod(windows, world)
+    own, rest = divmod(sequences, world)
     if rest:
-        near = max(n for n in range(1, min(world, windows) + 1) if windows % n == 0)
-        raise UserError(f"{world} processes cannot share the {windows} windows of a step equally: start {near}")
+        near = max(n for n in range(1, min(world, sequences) + 1) if sequences % n == 0)
+        raise UserError(f"{world} processes cannot share the {sequences} sequences of a step equally: start {near}")
     size = max(n for n in range(1, min(batch_size, own) + 1) if own % n == 0)
     return size, own // size
-
-
-def describe(run: Run) -> str:
-    """What the run is about to do."""
-    config, corpus, shape = run.config, run.corpus, run.shape
-    length = f"{run.planned_steps:,} steps, {run.planned_steps / run.steps_per_epoch:.3g} passes over the text"
-    if config.max_minutes:
-        length = f"{config.max_minutes:g} minutes"
-    place = {
-        "cpu": lambda: f"CPU, {torch.get_num_threads()} threads",
-        "cuda": lambda: torch.cuda.get_device_name(run.device),
-        "mps": lambda: "Apple GPU",
-    }[run.device.type]()
-    precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[run.dtype]
-    in_use = f", of which the text uses {run.used:,}" if run.used < shape.vocab_size else ""
-    share = "" if corpus.held_out is None else f" ({100 * corpus.held_out:.1f} % held out)"
-    memory = memory_estimate(config, shape, run.rows, run.batch_size, run.dtype)
-    weights, _ = in_training(shape, shape.vocab_size)
-    world = run.workers.world
-    several = f"{world} processes ({config.parallel}), each: " if world > 1 else ""
-    lines = [
-        f"text       {corpus.description}",
-        f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate{share}; "
-        f"{corpus.train.text_bytes / len(corpus.train):.2f} bytes each",
-        f"tokenizer  {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}{in_use}",
-        f"model      {weights:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
-        f"width {shape.n_embd}, context {shape.context_length}",
-        f"run        {length}; {run.tokens_per_step:,} tokens a step, {run.steps_per_epoch:,.1f} steps a pass",
-        f"device     {several}{place}, {precision}; about {memory / 1e9:.1f} GB of memory",
-        f"files      {', '.join(run.files())} in {run.out_dir.resolve()}",
-    ]
-    if run.state.step:
-        lines.append(f"resuming   after step {run.state.step:,}, {duration(run.state.seconds)} into the run")
-    return "\n".join(lines)
-
-
-def speed(run: Run, rows: Sequence[Mapping[str, float]]) -> str:
-    """Tokens a second over the run's steps, and how much of what the device can do at most that is."""
-    speeds = [row["tokens_per_second"] for row in rows if row["tokens_per_second"]]
-    rate = statistics.median(speeds) if speeds else 0.0
-    used, peak = rate * flops_per_token(run.shape, run.rows), peak_flops(run.device)
-    share = (
-        f"{used / peak / run.workers.world:.0%} of the device's peak (MFU)" if peak else "MFU unknown on this device"
-    )
-    return f"{rate:,.0f} tokens/s, {used / 1e12:.3g} TFLOP/s, {share}"
-
-
-def duration(seconds: float) -> str:
-    """`seconds` for people: 45 s, 2 min 42 s, 12 min, 3 h 05 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

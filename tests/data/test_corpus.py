@@ -83,14 +83,14 @@ def test_two_documents_are_enough(tmp_path):
     assert (corpus.train.documents, corpus.val.documents) == (1, 1)
 
 
-def test_one_short_piece_keeps_at_most_a_quarter_at_its_end_for_validation(tmp_path, capfd):
+def test_one_short_piece_keeps_at_most_a_quarter_at_its_end_for_validation(tmp_path):
     corpus = prepared(tmp_path, "one two three four five six seven eight nine ten")
     assert texts(corpus.train) == b"one two three four five six seven eight"
     assert texts(corpus.val) == b" nine ten"
     assert corpus.held_out == 9 / 48
-    assert capfd.readouterr().err == (
-        "the validation loss will be rough: 3 tokens are held out, 18.8% of a text of 48 bytes;"
-        " give a longer text, or another one with --val_dataset\n"
+    assert corpus.caution == (
+        "the validation loss will be rough: 3 tokens are held out, 18.8% of the text;"
+        " give more text, or some for validation with --val_dataset"
     )
 
 
@@ -99,12 +99,12 @@ def test_the_smallest_text_leaves_something_to_train_on(tmp_path):
     assert (corpus.train.ids.tolist(), corpus.val.ids.tolist()) == ([64], [50256])
 
 
-def test_a_poem_of_20_kb_is_mostly_trained_on(tmp_path, capfd):
+def test_a_poem_of_20_kb_is_mostly_trained_on(tmp_path):
     lines = "\n".join(stories(60))[:20_000].split(". ")
     corpus = prepared(tmp_path, ",\n".join(lines))  # no blank line: its pieces are 16 kB and 4 kB
     assert texts(corpus.train) + texts(corpus.val) == ",\n".join(lines).encode()
     assert 1_490 < corpus.val.text_bytes <= 1_500
-    assert capfd.readouterr().err == ""
+    assert corpus.caution == ""
 
 
 def test_a_book_and_its_notes_are_divided_by_bytes(tmp_path):

@@ -33,7 +33,8 @@ CLOCK = {"seconds", "tokens_per_second"}
 
 def life(config, shared, kill_at_call=None):
     """In a forked process: run the command until it ends or is killed; never returns."""
-    from slm.training import folder, trainer
+    from slm.training import command, evaluator, folder
+    from tests.runs import train
 
     def noted(phase, function):
         @functools.wraps(function)
@@ -46,12 +47,16 @@ def life(config, shared, kill_at_call=None):
 
         return wrapper
 
-    run = trainer.Run
-    trainer.prepare = noted("tokenising", trainer.prepare)
-    run.step, run._evaluate = noted("step", run.step), noted("evaluation", run._evaluate)
-    folder.save, run.save_best = noted("save", folder.save), noted("save", run.save_best)
-    run.export = noted("export", run.export)
-    trainer.SAMPLE_LENGTH = 3
+    def befall(run):
+        run.batch = noted("step", run.batch)
+        run.learner.step = noted("step", run.learner.step)
+        run.evaluator.evaluate = noted("evaluation", run.evaluator.evaluate)
+        run.keeper.save_best = noted("save", run.keeper.save_best)
+
+    command.prepare = noted("tokenising", command.prepare)
+    folder.save = noted("save", folder.save)
+    command.export = noted("export", command.export)
+    evaluator.SAMPLE_LENGTH = 3
     calls = 0
 
     def deadly(function):
@@ -72,7 +77,7 @@ def life(config, shared, kill_at_call=None):
     code = 1
     try:
         shared[1] = 1
-        code = trainer.main(config)
+        code = train(config, befall)
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)
     finally:
@@ -146,7 +151,7 @@ def main() -> None:
 
     import slm.export.onnx
     import slm.inference.onnx_engine
-    import slm.training.trainer  # noqa: F401
+    import slm.training.command  # noqa: F401
     from slm.checkpoint import file as checkpoint
     from slm.config.model import ModelConfig
     from slm.config.train import DataConfig, TrainConfig

@@ -18,9 +18,10 @@ from slm.config.model import ModelConfig
 from slm.config.train import DataConfig, TrainConfig
 from slm.data.stories import stories
 from slm.errors import UserError
-from slm.training import trainer
+from slm.training import evaluator, folder, report
+from slm.training.command import main
 from slm.training.folder import LAST, PREVIOUS
-from slm.training.trainer import main
+from tests.runs import in_step, train
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def text(tmp_path_factory):
 @pytest.fixture
 def config(text, tmp_path, monkeypatch):
     """6 steps, evaluated at 0, 2, 4 and 6, and saved after each."""
-    monkeypatch.setattr(trainer, "SAMPLE_LENGTH", 2)
-    monkeypatch.setattr(trainer.report, "draw", lambda path, *_: write_picture(path))
+    monkeypatch.setattr(evaluator, "SAMPLE_LENGTH", 2)
+    monkeypatch.setattr(report, "draw", lambda path, *_: write_picture(path))
     return TrainConfig(
         data=DataConfig(dataset=str(text), cache_dir=str(text.parent / "cache"), val_fraction=0.1),
         model=ModelConfig(vocab_size=300, context_length=16, n_layer=1, n_head=2, n_embd=16),
@@ -166,14 +167,14 @@ def test_a_fault_at_every_write(where, times, config, expected, monkeypatch, cap
 
 def test_a_run_goes_on_where_one_save_fails(config, expected, monkeypatch, capsys):
     saves = iter(range(100))
-    save = trainer.folder.save
+    save = folder.save
 
     def refused(*arguments):
         if next(saves) == 2:
             raise UserError("cannot write last.pt: No space left on device; what was there stays")
         save(*arguments)
 
-    monkeypatch.setattr(trainer.folder, "save", refused)
+    monkeypatch.setattr(folder, "save", refused)
     assert main(config) == 0
     said = "".join(capsys.readouterr())
     assert "warning: cannot write last.pt: No space left on device; what was there stays; the run goes on" in said
@@ -181,17 +182,20 @@ def test_a_run_goes_on_where_one_save_fails(config, expected, monkeypatch, capsy
         assert torch.equal(weight, checkpoint.load(Path(config.out_dir) / LAST).weights[name])
 
 
-def test_a_best_model_that_could_not_be_saved_is_saved_at_the_next_evaluation(config, monkeypatch, capsys):
+def test_a_best_model_that_could_not_be_saved_is_saved_at_the_next_evaluation(config, capsys):
     saves = iter(range(100))
-    save_best = trainer.Run.save_best
 
-    def refused(*arguments):
-        if next(saves) == 1:
-            raise UserError("cannot write best_model.pt: No space left on device; what was there stays")
-        save_best(*arguments)
+    def befall(run):
+        save_best = run.keeper.save_best
 
-    monkeypatch.setattr(trainer.Run, "save_best", refused)
-    main(config)
+        def refused(*arguments):
+            if next(saves) == 1:
+                raise UserError("cannot write best_model.pt: No space left on device; what was there stays")
+            save_best(*arguments)
+
+        run.keeper.save_best = refused
+
+    train(config, befall)
     assert "warning: cannot write best_model.pt" in "".join(capsys.readouterr())
     assert checkpoint.load(Path(config.out_dir) / "best_model.pt").facts["step"] > 2
 
@@ -241,26 +245,22 @@ def test_a_disk_that_is_full_from_the_beginning(config, small_disk, capsys):
 
 
 @pytest.mark.parametrize("freed", [True, False])
-def test_a_disk_that_fills_up_on_the_way(freed, config, expected, small_disk, monkeypatch, capsys):
+def test_a_disk_that_fills_up_on_the_way(freed, config, expected, small_disk, capsys):
     """The run goes on without saving; where there is room again it saves as ever, else it ends with an error."""
     disk = small_disk(2000)
     config = dataclasses.replace(config, out_dir=str(disk / "run"))
-    step = trainer.Run.step
 
-    def filling(self, *arguments):
-        if self.state.step == 3:
-            fill(disk)
-        if self.state.step == 5 and freed:
-            (disk / "other").unlink()
-        return step(self, *arguments)
+    def befall(run):
+        in_step(4, lambda: fill(disk))(run)
+        if freed:
+            in_step(6, (disk / "other").unlink)(run)
 
-    monkeypatch.setattr(trainer.Run, "step", filling)
     if freed:
-        assert main(config) == 0
+        assert train(config, befall) == 0
         assert whole(Path(config.out_dir)) == [6, 6]
     else:
         with pytest.raises(UserError, match=r"cannot write .*last\.pt: No space left on device; what was there stays"):
-            main(config)
+            train(config, befall)
         assert whole(Path(config.out_dir)) == [3, 2]
     assert "last.pt: No space left on device; what was there stays; the run goes on" in "".join(capsys.readouterr())
 

@@ -72,9 +72,8 @@ def launch(there, world, jobs, *options):
 def alone(jobs, monkeypatch):
     """The same jobs in this process."""
     with monkeypatch.context() as patch:
-        for owner, name in ((worker.Run, "_gradients"), (worker.Run, "step"), (worker.checkpoint, "save")):
+        for owner, name in ((worker.evaluator, "SAMPLE_LENGTH"), (worker.report, "draw"), (worker.checkpoint, "save")):
             patch.setattr(owner, name, getattr(owner, name))
-        patch.setattr(worker.trainer, "SAMPLE_LENGTH", 3)
         patch.setattr(sys, "argv", ["train.py"])
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -275,11 +274,11 @@ def test_the_documented_command_trains_with_two_processes(there):
 
 
 def test_a_step_is_divided_so_that_all_have_equally_much():
-    assert plan.divide_step(windows=8, batch_size=8, world=1) == (8, 1)
-    assert plan.divide_step(windows=8, batch_size=8, world=4) == (2, 1)
-    assert plan.divide_step(windows=24, batch_size=5, world=2) == (4, 3)
-    with pytest.raises(UserError, match="3 processes cannot share the 8 windows of a step equally: start 2"):
-        plan.divide_step(windows=8, batch_size=4, world=3)
+    assert plan.divide_step(sequences=8, batch_size=8, world=1) == (8, 1)
+    assert plan.divide_step(sequences=8, batch_size=8, world=4) == (2, 1)
+    assert plan.divide_step(sequences=24, batch_size=5, world=2) == (4, 3)
+    with pytest.raises(UserError, match="3 processes cannot share the 8 sequences of a step equally: start 2"):
+        plan.divide_step(sequences=8, batch_size=4, world=3)
 
 
 def test_the_global_batch_is_what_must_stay_on_resume(there, monkeypatch):

@@ -31,57 +31,62 @@ from slm.cli import main, read_flags
 from slm.cores import processes
 from slm.errors import UserError
 from slm.learner.workers import Workers, joined
-from slm.training import trainer
-from slm.training.trainer import Run
-
-GRADIENTS, STEP, SAVE, SAMPLE = Run._gradients, Run.step, checkpoint.save, Run._sample
+from slm.training import command, evaluator, report
+from tests.runs import train
 
 
-def befall(job):
-    """From now on runs are those of `job`. Returns what they note."""
-    this, log, reached = processes(), {"losses": [], "starts": []}, [0]
+def befalling(job, log):
+    """A function that changes a run so that what `job` says befalls it; `log` gets what every step computed."""
+    this = processes()
 
-    def gradients(run, step):
-        rank, first, last = job.get("nan", (None, 1, 0))
-        if this.rank == rank and first <= step <= last and not run.state.rollbacks:
-            run.workers.mean = lambda own: Workers.mean(run.workers, own * math.nan)
-        loss = GRADIENTS(run, step)
-        vars(run.workers).pop("mean", None)
-        numbers = range(step * run.grad_accum, (step + 1) * run.grad_accum)
-        log["losses"].append(float(loss))
-        log["starts"].append([run.batches.starts(number).tolist() for number in numbers])
-        return loss
+    def befall(run):
+        feed, saw = run.batch, run.guard.saw
 
-    def step(run, *arguments):
-        note = STEP(run, *arguments)
-        done = reached[0] = run.state.step
-        if done == job.get("stop") or (done == job.get("stop_first") and this.rank == 0):
-            os.kill(os.getpid(), signal.SIGTERM)
-        if done == job.get("wait") and this.rank == 0:
-            waiting = run.out_dir / "waiting"
-            waiting.touch()
-            while waiting.exists():
-                time.sleep(0.1)
-        if [int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)), this.rank, done] in job.get("kill", []):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if [this.rank, done] == job.get("fail"):
-            raise UserError("this one has had enough: give it less")
-        return note
+        def batch(number):
+            rank, first, last = job.get("nan", (None, 1, 0))
+            vars(run.workers).pop("mean", None)
+            if this.rank == rank and first <= run.state.step <= last and not run.state.rollbacks:
+                run.workers.mean = lambda own: Workers.mean(run.workers, own * math.nan)
+            return feed(number)
 
-    def save(path, *arguments, **keywords):
+        def after_step(outcome):
+            saw(outcome)
+            done = run.state.step
+            log["losses"].append(float(outcome.loss))
+            log["starts"].append([feed.batches.starts(number).tolist() for number in run.plan.batches_of(done - 1)])
+            if done == job.get("stop") or (done == job.get("stop_first") and this.rank == 0):
+                os.kill(os.getpid(), signal.SIGTERM)
+            if done == job.get("wait") and this.rank == 0:
+                waiting = run.keeper.out_dir / "waiting"
+                waiting.touch()
+                while waiting.exists():
+                    time.sleep(0.1)
+            if [int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)), this.rank, done] in job.get("kill", []):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if [this.rank, done] == job.get("fail"):
+                raise UserError("this one has had enough: give it less")
+
+        run.batch, run.guard.saw = batch, after_step
+        reached[0] = run.state
+
+    reached = [None]
+    save = checkpoint.save
+
+    def refusing(path, *arguments, **keywords):
         first, last = job.get("full", (1, 0))
-        if first <= reached[0] <= last:
+        if reached[0] is not None and first <= reached[0].step <= last:
             raise UserError(f"cannot write {path}: No space left on device")
-        SAVE(path, *arguments, **keywords)
+        save(path, *arguments, **keywords)
 
-    Run._gradients, Run.step, checkpoint.save = gradients, step, save
-    trainer.SAMPLE_LENGTH, trainer.report.draw = 1, lambda *_: None
-    return log
+    if "full" in job:
+        checkpoint.save = refusing
+    evaluator.SAMPLE_LENGTH, report.draw = 1, lambda *_: None
+    return befall
 
 
 def write_log(path, log):
-    """`log` with the windows of all processes, in the order in which they were dealt out."""
-    own = np.array(log["starts"])  # (steps, batches, windows of this process)
+    """`log` with the sequences of all processes, in the order in which they were dealt out."""
+    own = np.array(log["starts"])  # (steps, batches, sequences of this process)
     everyone = [own]
     if dist.is_initialized():
         everyone = [None] * dist.get_world_size()
@@ -92,8 +97,8 @@ def write_log(path, log):
 
 
 def run_job(job, workers):
-    log = befall(job)
-    code = trainer.train(read_flags("train", job["flags"]), workers)
+    log = {"losses": [], "starts": []}
+    code = train(read_flags("train", job["flags"]), befalling(job, log), workers=workers)
     if "log" in job:
         write_log(job["log"], log)
     return code
@@ -102,7 +107,13 @@ def run_job(job, workers):
 if __name__ == "__main__":
     jobs = json.loads(Path(sys.argv[1]).read_text())
     if len(jobs) == 1 and "log" not in jobs[0]:
-        befall(jobs[0])
+        befall = befalling(jobs[0], {"losses": [], "starts": []})
+
+        def run_alone(config):
+            with joined(torch.device("cpu"), config.parallel) as workers:
+                return train(workers.broadcast(lambda: config), befall, workers=workers)
+
+        command.main = run_alone
         sys.exit(main(["train", *jobs[0]["flags"]]))
     sys.stdout = sys.stdout if processes().rank == 0 else Path(os.devnull).open("w")  # noqa: SIM115
     with joined(torch.device("cpu"), "ddp") as workers:

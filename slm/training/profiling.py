@@ -14,23 +14,30 @@ from torch.profiler import ProfilerActivity, profile, schedule
 from slm.files import replacing
 
 WAIT, STEPS = 3, 5  # steps before, and steps that are recorded
-PARTS = ("batch", "forward and loss", "backward", "optimizer")  # of a step, as the trainer names them
+TRACE = "trace.json"
+PARTS = ("batch", "forward and loss", "backward", "optimizer")  # of a step, as the learner names them
 
 
 @contextmanager
-def profiled(device: torch.device, path: Path, tell: Callable[[str], None]) -> Iterator[Callable[[], None]]:
-    """A function to be called after each step; after the eighth, `path` is a Chrome trace and `tell` gets a table.
+def profiling(
+    wanted: bool, device: torch.device, folder: Path, write: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
+    """A function to be called after each step; after the eighth, `folder` has a Chrome trace and `write` gets a table.
 
-    Raises UserError where the trace cannot be written.
+    wanted: else nothing is recorded. Raises UserError where the trace cannot be written.
     """
+    if not wanted:
+        yield lambda: None
+        return
+    path = folder / TRACE
 
     def ready(recorded: Any) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            trace = Path(folder) / "trace.json"
+        with tempfile.TemporaryDirectory() as temporary:
+            trace = Path(temporary) / TRACE
             recorded.export_chrome_trace(str(trace))
             with replacing(path) as file:
                 file.write(trace.read_bytes())
-        tell(table(recorded.key_averages(), device) + f"\nfor chrome://tracing or ui.perfetto.dev: {path.resolve()}")
+        write(table(recorded.key_averages(), device) + f"\nfor chrome://tracing or ui.perfetto.dev: {path.resolve()}")
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     steps = schedule(wait=WAIT - 1, warmup=1, active=STEPS, repeat=1)

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from slm.learner.schedule import learning_rate
+from slm.training.schedule import learning_rate
 
 
 def rates(kind, steps, **changes):
