@@ -17,7 +17,8 @@ Errors = Literal["strict", "replace"]
 
 DATASET = "file, folder or glob of .txt .jsonl .json .csv .parquet; a hub data set; tinystories; stories: built in"
 TEXT_FIELD = "the field that holds the text in .jsonl, .json, .csv, .parquet and hub data sets"
-ERRORS = "bytes that are not UTF-8: stop, or read them as U+FFFD"
+ERRORS = "bytes that are not in the encoding: stop, or read them as U+FFFD"
+ENCODING = "encoding of local files: utf-8, utf-16, cp1252, gb18030 or another that Python knows"
 CACHE_DIR = "folder that keeps token files for the next run"
 PRECISION = "arithmetic of matrix products; auto: whichever is fast on the device"
 
@@ -29,10 +30,11 @@ class DataConfig(Settings):
     dataset: str = flag("stories", DATASET)
     val_dataset: str | None = flag(None, "the same for validation; default: the set's own split, else val_fraction")
     val_fraction: float = flag(
-        0.05, "share of the documents kept for validation, chosen by a hash of their text", above=0, below=1
+        0.05, "share of the text held out for validation: documents chosen by a hash of their text", above=0, below=1
     )
     text_field: str = flag("text", TEXT_FIELD)
     errors: Errors = flag("strict", ERRORS)
+    encoding: str = flag("utf-8", ENCODING)
     tokenizer: Literal["gpt2", "bpe"] = flag("gpt2", "GPT-2's, or a byte-level BPE trained on the training text")
     cache_dir: str = flag("~/.cache/slm", CACHE_DIR)
 

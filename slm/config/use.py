@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from slm.config.fields import Settings, flag
 from slm.config.formats import EXPORT_FORMATS, format_problems
-from slm.config.train import CACHE_DIR, DATASET, ERRORS, PRECISION, TEXT_FIELD, Device, Errors, Precision
+from slm.config.train import CACHE_DIR, DATASET, ENCODING, ERRORS, PRECISION, TEXT_FIELD, Device, Errors, Precision
 from slm.cores import usable_cores
 
 MODEL_PATH = "model to load: .pt, .onnx, a run's folder, or one for transformers"
@@ -109,6 +109,7 @@ class EvaluateConfig(Settings):
     text: str | None = flag(None, "this text itself, instead of a dataset")
     text_field: str = flag("text", TEXT_FIELD)
     errors: Errors = flag("strict", ERRORS)
+    encoding: str = flag("utf-8", ENCODING)
     cache_dir: str = flag("~/.cache/slm", CACHE_DIR)
     batch_size: int = flag(32, "sequences of the model's context length at a time", at_least=1)
     precision: Precision = flag("auto", PRECISION)

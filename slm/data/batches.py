@@ -19,7 +19,8 @@ class TrainingBatches:
     """Shuffled sequences of T tokens, followed by one more that is the last target; a batch may span two epochs.
 
     An epoch cuts the tokens into sequences from a random offset on, so that their borders move from epoch to epoch.
-    Each token is a target exactly once an epoch, except for fewer than T at either end.
+    Each token is a target exactly once an epoch, except for fewer than T at either end. A text of at most 5 T tokens
+    loses too large a share that way: there it is fewer than T at both ends together, and the borders move less.
 
     ids: (N,), at least T + 1. rank, world: of `world` processes this one takes sequences rank, rank + world, ... of
     every batch.
@@ -36,7 +37,8 @@ class TrainingBatches:
     ):
         self.ids, self.batch_size, self.context_length, self.seed = ids, batch_size, context_length, seed
         self.rank, self.world = rank, world
-        self.sequences = max(1, (len(ids) - context_length) // context_length)  # in an epoch, at any offset
+        usable = len(ids) - (1 if len(ids) <= 5 * context_length else context_length)
+        self.sequences = max(1, usable // context_length)  # in an epoch, at any offset
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as the run
     def _starts(self, epoch: int) -> npt.NDArray[np.int64]:

@@ -6,14 +6,18 @@ All of it is done once; the next run finds the tokens in the cache.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
 
 from slm.config.train import DataConfig
+from slm.data import split
 from slm.data import tokenizer as tokenizers
 from slm.data.cache import get_folder, has_folder, open_cache, reporting_damage
 from slm.data.encoding import (
@@ -42,6 +46,8 @@ class Corpus:
     tokenizer: Tokenizer
     description: str
     fingerprint: str  # of everything that the tokens depend on
+    held_out: float | None = None  # share of the text's bytes that validation has; None: it has a text of its own
+    caution: str = ""  # a line where less, or another share, is held out than a validation loss needs
 
 
 def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = None) -> Corpus:
@@ -49,11 +55,17 @@ def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = N
 
     Raises UserError where the text cannot be read, or is too short to divide.
     """
-    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors)
+    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors, encoding=config.encoding)
     if config.val_dataset is None:
         val_source = validation_source(config.dataset, text_field=config.text_field)
     else:
-        val_source = open_source(config.val_dataset, text_field=config.text_field, errors=config.errors, held_out=True)
+        val_source = open_source(
+            config.val_dataset,
+            text_field=config.text_field,
+            errors=config.errors,
+            encoding=config.encoding,
+            held_out=True,
+        )
     new = _NewCorpus(source, val_source, config, vocab_size, tokenizer, open_cache(config.cache_dir))
     if not has_folder(new.cache, new.facts()):
         new.encode_parts()
@@ -61,11 +73,15 @@ def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = N
 
     tokenizer = _read_tokenizer(folder)
     train, val = read_tokens(folder, "train"), read_tokens(folder, "val")
-    if not len(val):  # one short piece of text: its end is kept for validation
-        held_out = max(2, math.ceil(config.val_fraction * len(train)))
-        train, val = _divide(train, held_out, tokenizer)
-    description = source.description + (f"; validation: {val_source.description}" if val_source else "")
-    return Corpus(train, val, tokenizer, description, folder.name)
+    if val_source:
+        description = f"{source.description}; validation: {val_source.description}"
+        return Corpus(train, val, tokenizer, description, folder.name)
+    if not len(val):  # the text is too short to be divided by documents or pieces
+        train, val = _hold_out_end(train, config.val_fraction, tokenizer)
+    share = val.text_bytes / (train.text_bytes + val.text_bytes)
+    return Corpus(
+        train, val, tokenizer, source.description, folder.name, share, _caution(train, val, config.val_fraction)
+    )
 
 
 @dataclass(frozen=True)
@@ -81,8 +97,11 @@ class _NewCorpus:
 
     def facts(self) -> dict[str, object]:
         """Everything that the corpus depends on."""
-        validation = self.val_source.fingerprint if self.val_source else self.config.val_fraction
-        facts: dict[str, object] = {"source": self.source.fingerprint, "validation": validation}
+        facts: dict[str, object] = {"source": self.source.fingerprint}
+        if self.val_source:
+            facts["validation"] = self.val_source.fingerprint
+        else:
+            facts |= {"validation": self.config.val_fraction, "rule": split.RULE}
         if self.given_tokenizer:
             return {**facts, "vocabulary": self.given_tokenizer.fingerprint}
         return {**facts, "tokenizer": self.config.tokenizer, "vocab_size": self.vocab_size}
@@ -115,24 +134,11 @@ class _NewCorpus:
 
 
 def choose_validation(source: Source, fraction: float, cache: Path | None = None) -> Choice:
-    """Which pieces of `source` are kept for validation, (pieces,): about `fraction` of its documents, at least one.
-
-    A document is chosen by a hash of its text, so documents added later move no other (except for the one that is
-    chosen where the hash alone would choose none). Where there are fewer than 1 / `fraction` documents, as in a text
-    file without separators, each piece of some thousand characters is chosen by its own hash. A single piece is not
-    chosen.
+    """Which pieces of `source` are held out for validation, (pieces,), as `slm.data.split.choose` has it.
 
     cache: what is found in the parts of a large text is kept there.
     """
-    hashes, starts = hash_pieces(source, cache)
-    documents = np.cumsum(starts, dtype=np.int64) - 1  # (pieces,): the document of each piece
-    by_document = documents[-1] + 1 >= 1 / fraction
-    if by_document:
-        hashes = np.add.reduceat(hashes, np.flatnonzero(starts))  # (documents,): wraps around
-    chosen = hashes < np.uint64(fraction * 2.0**64)
-    if len(hashes) > 1:
-        chosen[hashes.argmin()], chosen[hashes.argmax()] = True, False
-    return chosen[documents] if by_document else chosen
+    return split.choose(*hash_pieces(source, cache), fraction)
 
 
 def _make_tokenizer(kind: str, vocab_size: int, source: Source, in_val: Choice | None, cache: Path) -> Tokenizer:
@@ -147,7 +153,18 @@ def _make_tokenizer(kind: str, vocab_size: int, source: Source, in_val: Choice |
 
 def _train_bpe(vocab_size: int, source: Source, in_val: Choice | None, cache: Path) -> Tokenizer:
     def train() -> Tokenizer:
-        return tokenizers.train_bpe((piece.text for piece in in_training(source, in_val)), vocab_size)
+        progress = tqdm(
+            total=source.size_bytes, desc="training the tokenizer",
+            unit="B", unit_scale=True, unit_divisor=1000, leave=False, delay=0.5,
+        )  # fmt: skip
+
+        def texts() -> Iterator[str]:
+            for piece in in_training(source, in_val):
+                yield piece.text
+                progress.update(len(piece.text.encode(errors="surrogatepass")))
+
+        with progress:
+            return tokenizers.train_bpe(texts(), vocab_size)
 
     if not parts_of(source):
         return train()
@@ -165,8 +182,29 @@ def _read_tokenizer(folder: Path) -> Tokenizer:
         return Tokenizer.from_state({"gpt2_ids": None, **state})
 
 
-def _divide(tokens: Tokens, held_out: int, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
-    """`tokens` without the last `held_out`, and those."""
-    parts = tokens.ids[:-held_out], tokens.ids[-held_out:]
-    first, last = (Tokens(part, 1, int(tokenizer.byte_counts[part].sum())) for part in parts)
+def _hold_out_end(tokens: Tokens, fraction: float, tokenizer: Tokenizer) -> tuple[Tokens, Tokens]:
+    """`tokens` without those at the end that are held out, and those: at least two, so that there is a target."""
+    wanted, _, _ = split.bytes_to_hold_out(tokens.text_bytes, fraction)
+    from_end = np.cumsum(tokenizer.byte_counts[tokens.ids[::-1]])  # (N,): bytes of the last 1, 2, ... tokens
+    held_out = max(2, int(np.searchsorted(from_end, wanted, side="right")))
+    held_out = max(1, min(held_out, len(tokens) - 1))
+    first, last = (_tokens(ids, tokenizer) for ids in (tokens.ids[:-held_out], tokens.ids[-held_out:]))
     return first, last
+
+
+def _tokens(ids: npt.NDArray[np.integer[Any]], tokenizer: Tokenizer) -> Tokens:
+    """A stretch of a split, which may end inside a document."""
+    ends = int((ids == tokenizer.end_of_text).sum()) + int(ids[-1] != tokenizer.end_of_text)
+    return Tokens(ids, ends, int(tokenizer.byte_counts[ids].sum()))
+
+
+def _caution(train: Tokens, val: Tokens, fraction: float) -> str:
+    """A line where fewer tokens are held out than a loss can be measured on, or not the share asked for; else ""."""
+    total = train.text_bytes + val.text_bytes
+    _, fewest, most = split.bytes_to_hold_out(total, fraction)
+    if val.text_bytes >= split.LEAST_BYTES / 2 and fewest <= val.text_bytes <= most:
+        return ""
+    return (
+        f"the validation loss will be rough: {len(val):,} tokens are held out, {val.text_bytes / total:.1%} of the"
+        " text; give more text, or some for validation with --val_dataset"
+    )

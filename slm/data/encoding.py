@@ -248,15 +248,18 @@ def encode_parts(cache: Path, source: Source, tokenizer: Tokenizer, in_val: Choi
     return get_folders(cache, jobs)
 
 
-def hash_pieces(source: Source, cache: Path | None = None) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int8]]:
-    """A hash of each piece's text, and 1 where the piece begins a document, else 0: (pieces,) both.
+class Hashes(NamedTuple):
+    """What the choice of validation needs to know of each piece: (pieces,) each."""
 
-    cache: what is found in the parts of a large text is kept there.
-    """
+    hashes: npt.NDArray[np.uint64]  # of the piece's text
+    sizes: npt.NDArray[np.int64]  # bytes of it in UTF-8
+    starts: npt.NDArray[np.int8]  # 1 where the piece begins a document, else 0
+
+
+def hash_pieces(source: Source, cache: Path | None = None) -> Hashes:
+    """The hash and the size of each piece of `source`. cache: what is found in the parts of a large text is kept."""
     found = _hashes_of_parts(cache, source) if cache else []
-    if not found:
-        return _hashes(source)
-    return np.concatenate([hashes for hashes, _ in found]), np.concatenate([starts for _, starts in found])
+    return Hashes(*(np.concatenate(arrays) for arrays in zip(*found, strict=True))) if found else _hashes(source)
 
 
 def count_tokens(source: Source, tokenizer: Tokenizer, in_val: Choice | None, cache: Path) -> npt.NDArray[np.int64]:
@@ -300,24 +303,24 @@ def _counts(source: Source, tokenizer: Tokenizer, in_val: Choice | None) -> npt.
     return counts
 
 
-def _hashes(source: Source) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int8]]:
-    hashes, starts_document, starts = array("Q"), array("b"), True
+def _hashes(source: Source) -> Hashes:
+    hashes, sizes, starts, starts_document = array("Q"), array("q"), array("b"), True
     for piece in source.pieces():
-        digest = hashlib.blake2b(piece.text.encode(errors="surrogatepass"), digest_size=8).digest()
-        hashes.append(int.from_bytes(digest, "little"))
-        starts_document.append(starts)
-        starts = piece.ends_document
-    return np.frombuffer(hashes, dtype=np.uint64), np.frombuffer(starts_document, dtype=np.int8)
+        text = piece.text.encode(errors="surrogatepass")
+        hashes.append(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little"))
+        sizes.append(len(text))
+        starts.append(starts_document)
+        starts_document = piece.ends_document
+    return Hashes(np.frombuffer(hashes, np.uint64), np.frombuffer(sizes, np.int64), np.frombuffer(starts, np.int8))
 
 
-def _hashes_of_parts(cache: Path, source: Source) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:
+def _hashes_of_parts(cache: Path, source: Source) -> list[Hashes]:
     def write(part: Source, folder: Path) -> None:
-        hashes, starts = _hashes(part)
-        np.save(folder / "hashes.npy", hashes)
-        np.save(folder / "starts.npy", starts)
+        for name, values in _hashes(part)._asdict().items():
+            np.save(folder / f"{name}.npy", values)
 
-    jobs = [({"hashes": part.fingerprint}, functools.partial(write, part)) for part in parts_of(source)]
-    return [(read_array(folder, "hashes"), read_array(folder, "starts")) for folder in get_folders(cache, jobs)]
+    jobs = [({"pieces": part.fingerprint}, functools.partial(write, part)) for part in parts_of(source)]
+    return [Hashes(*(read_array(folder, name) for name in Hashes._fields)) for folder in get_folders(cache, jobs)]
 
 
 def _parts_with_choice(cache: Path, source: Source, in_val: Choice | None) -> list[tuple[Source, Choice | None]]:
@@ -325,5 +328,5 @@ def _parts_with_choice(cache: Path, source: Source, in_val: Choice | None) -> li
     parts = parts_of(source)
     if in_val is None or not parts:
         return [(part, None) for part in parts]
-    lengths = [len(hashes) for hashes, _ in _hashes_of_parts(cache, source)]
+    lengths = [len(found.hashes) for found in _hashes_of_parts(cache, source)]
     return list(zip(parts, np.split(in_val, np.cumsum(lengths)[:-1]), strict=True))

@@ -14,7 +14,17 @@ from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
-from slm.data.readers import LFS_POINTER, OTHER_FORMATS, READABLE, ROWS, TEXT_SUFFIXES, read_bytes, read_pieces, suffix
+from slm.data.readers import (
+    LFS_POINTER,
+    OTHER_FORMATS,
+    READABLE,
+    ROWS,
+    TEXT_SUFFIXES,
+    UTF_8,
+    read_bytes,
+    read_pieces,
+    suffix,
+)
 from slm.data.source import END_OF_TEXT, Piece, Source, digest, not_empty
 from slm.errors import UserError
 from slm.files import user_path
@@ -30,7 +40,7 @@ def is_local(dataset: str) -> bool:
     return user_path(dataset).exists() or any(character in dataset for character in "*?[")
 
 
-def files_source(dataset: str, text_field: str, errors: str) -> Source:
+def files_source(dataset: str, text_field: str, errors: str, encoding: str = UTF_8) -> Source:
     """The text of the files that the path, folder or glob `dataset` names.
 
     Raises UserError where there is no such file, or none that can be read, and OSError where the system refuses.
@@ -40,7 +50,7 @@ def files_source(dataset: str, text_field: str, errors: str) -> Source:
     names = [file.relative_to(root).as_posix() for file in files]
     stamps = {file: _stamp(file) for file in files}
     sizes = [size for size, _ in stamps.values()]
-    hashed = digest("files", names, sizes, text_field, errors)
+    hashed = digest("files", names, sizes, text_field, errors, *([] if encoding == UTF_8 else [encoding]))
     for file in files:
         for number, block in enumerate(read_bytes(file, unpack=False)):
             if number == 0 and block.startswith(LFS_POINTER):
@@ -54,11 +64,11 @@ def files_source(dataset: str, text_field: str, errors: str) -> Source:
         description += f"; left out: {', '.join([file.name for file in left_out[:3]] + more)}"
 
     def pieces() -> Iterator[Piece]:
-        found = chain.from_iterable(read_pieces(file, text_field, errors) for file in files)
+        found = chain.from_iterable(read_pieces(file, text_field, errors, encoding) for file in files)
         return not_empty(_unchanged(found, stamps), description)
 
     def parts(size: int) -> list[Source]:
-        if sum(sizes) <= size:
+        if sum(sizes) <= size or encoding != UTF_8:  # the ends of text are looked for as bytes
             return []
         spans = [span for file in files for span in _spans(file, size)]
         return [_part(group, text_field, errors, stamps) for group in _groups(spans, size)]
@@ -200,7 +210,7 @@ def _part(spans: list[_Span], text_field: str, errors: str, stamps: Mapping[Path
     fingerprint = digest("part", [span.digest for span in spans], text_field, errors).hexdigest()
 
     def pieces() -> Iterator[Piece]:
-        found = chain.from_iterable(read_pieces(s.file, text_field, errors, s.start, s.end) for s in spans)
+        found = chain.from_iterable(read_pieces(s.file, text_field, errors, UTF_8, s.start, s.end) for s in spans)
         return _unchanged(found, {span.file: stamps[span.file] for span in spans})
 
     size = None if _packed(span.file for span in spans) else sum(span.size for span in spans)

@@ -1,7 +1,7 @@
 """Reads one file: its bytes, its text, or the rows of a table, by the format that its name ends in.
 
-A row reader takes (file, text_field, errors) and yields what each row holds in the field of text: a string, None where
-there is nothing, or anything else that the file holds there. No file is held in memory whole.
+A row reader takes (file, text_field, errors, encoding) and yields what each row holds in the field of text: a string,
+None where there is nothing, or anything else that the file holds there. No file is held in memory whole.
 
 `datasets` is not used for local files: it takes strings such as "2020-01-01" for dates, "NA" for nothing and "007" for
 7, reads a JSON list whole, does not give the line of an error and leaves lock files in the user's cache. The standard
@@ -28,6 +28,7 @@ from slm.data.source import Piece, pieces_of, pieces_of_rows, unreadable
 from slm.errors import UserError
 
 BLOCK = 1 << 20  # bytes read at a time
+UTF_8 = "utf-8"
 LOOK_AHEAD = 32  # rows by which the field of text is chosen
 
 # Names of fields that never hold the text unless the user chooses them.
@@ -48,11 +49,13 @@ def suffix(file: Path) -> str:
     return Path(file.name.lower().removesuffix(".gz")).suffix
 
 
-def read_pieces(file: Path, text_field: str, errors: str, start: int = 0, end: int | None = None) -> Iterator[Piece]:
+def read_pieces(
+    file: Path, text_field: str, errors: str, encoding: str = UTF_8, start: int = 0, end: int | None = None
+) -> Iterator[Piece]:
     """The pieces of a file. start, end: the bytes to read of plain text; tables are read whole."""
     if rows := ROWS.get(suffix(file)):
-        return pieces_of_rows(rows(file, text_field, errors), str(file))
-    return pieces_of(read_text(file, errors, plain=True, start=start, end=end))
+        return pieces_of_rows(rows(file, text_field, errors, encoding), str(file))
+    return pieces_of(read_text(file, errors, encoding, plain=True, start=start, end=end))
 
 
 # --- Bytes and text ---
@@ -73,19 +76,25 @@ def read_bytes(
 
 
 def read_text(
-    file: Path, errors: str, plain: bool = False, size: int = BLOCK, start: int = 0, end: int | None = None
+    file: Path,
+    errors: str,
+    encoding: str = UTF_8,
+    plain: bool = False,
+    size: int = BLOCK,
+    start: int = 0,
+    end: int | None = None,
 ) -> Iterator[str]:
-    """The text of a file in UTF-8, a block at a time, without its byte order mark and with "\\n" for every line's end.
+    """The text of a file, a block at a time, without its byte order mark and with "\\n" for every line's end.
 
     plain: refuse a first block with zero bytes, as binary files have. start, end: the bytes to read.
     """
-    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(errors), translate=True)
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
     done, starts = start, start == 0  # done: bytes read
     for block in chain(read_bytes(file, size, start=start, end=end), (b"",)):
-        if plain and done == 0 and b"\0" in block:
+        if plain and encoding == UTF_8 and done == 0 and b"\0" in block:
             raise UserError(
                 f"{file} does not look like text: byte {block.index(0):,} is zero; the formats are {READABLE}"
-                " (a text in UTF-16 has to be saved as UTF-8)"
+                " (for a text in UTF-16, pass --encoding utf-16)"
             )
         done += len(block)
         try:
@@ -93,8 +102,9 @@ def read_text(
         except UnicodeDecodeError as error:
             position = done - len(error.object) + error.start  # what is decoded may start before this block
             raise UserError(
-                f"{file} is not UTF-8: byte {position:,} is 0x{error.object[error.start]:02x};"
-                " save it as UTF-8, or pass --errors replace"
+                f"{file} is not {encoding.upper()}: byte {position:,} is 0x{error.object[error.start]:02x};"
+                f" {_likely_encoding(error.object[error.start - 2000 if error.start > 2000 else 0 :][:20_000])}"
+                "save it as UTF-8, or pass --errors replace"
             ) from error
         if text and starts:
             text, starts = text.removeprefix("\ufeff"), False
@@ -102,21 +112,38 @@ def read_text(
             yield text
 
 
+def _likely_encoding(sample: bytes) -> str:
+    """What to pass for text that is not UTF-8, as the package charset-normalizer guesses; empty without it.
+
+    A few bytes that are not ASCII are more likely damage than another encoding.
+    """
+    if sum(byte >= 0x80 for byte in sample) < 8:
+        return ""
+    try:
+        from charset_normalizer import from_bytes
+    except ModuleNotFoundError:
+        return ""
+    guess = from_bytes(sample).best()
+    if guess is None or guess.encoding in ("utf_8", "ascii"):
+        return ""
+    return f"it looks like {guess.encoding}: pass --encoding {guess.encoding}, "
+
+
 # --- JSON ---
 
 
-def json_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
+def json_rows(file: Path, text_field: str, errors: str, encoding: str = UTF_8) -> Iterator[object]:
     """The rows of a JSON list, or of JSON lines."""
-    return text_of_rows(_json_values(file, errors), text_field, str(file))
+    return text_of_rows(_json_values(file, errors, encoding), text_field, str(file))
 
 
-def _json_values(file: Path, errors: str) -> Iterator[object]:
+def _json_values(file: Path, errors: str, encoding: str) -> Iterator[object]:
     """The values of a JSON list, or JSON values one after another, which is what JSON lines are."""
     between, between_in_list = re.compile(r"[ \t\n\r]*"), re.compile(r"[ \t\n\r,]*")
     text, line = "", 1  # text: not parsed yet; it begins on this line
     in_list: bool | None = None  # not known before the first character
     needed = 0  # characters of text below which it is not worth parsing
-    for block in chain(read_text(file, errors), ("",)):
+    for block in chain(read_text(file, errors, encoding), ("",)):
         text += block
         if block and len(text) < needed:
             continue
@@ -164,11 +191,11 @@ def _json_value(text: str, at: int, *, is_last: bool, file: Path, first_line: in
 # --- CSV and TSV ---
 
 
-def csv_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
+def csv_rows(file: Path, text_field: str, errors: str, encoding: str = UTF_8) -> Iterator[object]:
     """The rows of a table of values separated by commas, in .tsv files by tabs, whose first line names the columns."""
     csv.field_size_limit(2**31 - 1)  # the most that Windows takes; the default is 128 kB
     rows = csv.reader(
-        _lines(read_text(file, errors)),
+        _lines(read_text(file, errors, encoding)),
         delimiter="\t" if suffix(file) == ".tsv" else ",",
         skipinitialspace=True,
         strict=True,
@@ -206,8 +233,8 @@ def _lines(blocks: Iterable[str]) -> Iterator[str]:
 # --- Parquet ---
 
 
-def parquet_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
-    """The rows of a Parquet file; its strings are always UTF-8, and `errors` does not matter."""
+def parquet_rows(file: Path, text_field: str, errors: str, encoding: str = UTF_8) -> Iterator[object]:
+    """The rows of a Parquet file; its strings are always UTF-8: `errors` and `encoding` do not matter."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -227,7 +254,7 @@ def parquet_rows(file: Path, text_field: str, errors: str) -> Iterator[object]:
 
 
 # The row reader of each suffix; a file with any other suffix is read as plain text.
-ROWS: dict[str, Callable[[Path, str, str], Iterator[object]]] = {
+ROWS: dict[str, Callable[[Path, str, str, str], Iterator[object]]] = {
     ".jsonl": json_rows,
     ".ndjson": json_rows,
     ".json": json_rows,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
+from encodings import aliases
 
 from slm.data import stories
 from slm.data.files import files_source, is_local
@@ -13,11 +15,13 @@ from slm.errors import UserError
 from slm.files import user_path
 
 
-def open_source(dataset: str, *, text_field: str = "text", errors: str = "strict", held_out: bool = False) -> Source:
+def open_source(
+    dataset: str, *, text_field: str = "text", errors: str = "strict", encoding: str = "utf-8", held_out: bool = False
+) -> Source:
     """Find `dataset`: a path, a glob, `stories`, `stories:N`, `tinystories` or the hub's owner/name, a path first.
 
     text_field: the field or column of JSON, CSV, Parquet and hub data sets that holds the text.
-    errors: "strict", "replace" or "ignore" for bytes that are not UTF-8.
+    errors: "strict", "replace" or "ignore" for bytes that are not in `encoding`, the name of one that Python knows.
     held_out: the text is for measuring a model: the hub's validation split if it has one, other built-in stories.
 
     Raises UserError where there is no such data set, or its files cannot be read. The hub is only contacted for the
@@ -29,7 +33,7 @@ def open_source(dataset: str, *, text_field: str = "text", errors: str = "strict
         if re.match("https?://", dataset):
             raise UserError(f"{dataset} is an address, not a path: download the file first, and pass its path")
         if is_local(dataset):
-            return files_source(dataset, text_field, errors)
+            return files_source(dataset, text_field, errors, _encoding(encoding))
         if dataset == "stories" or dataset.startswith("stories:"):
             return _stories_source(dataset, seed=int(held_out))
         if name := hub_name(dataset):
@@ -38,6 +42,25 @@ def open_source(dataset: str, *, text_field: str = "text", errors: str = "strict
         raise _missing(dataset)
     except OSError as error:
         raise unreadable(dataset, error) from error
+
+
+def _encoding(name: str) -> str:
+    """Python's own name of an encoding of text. Raises UserError where there is none."""
+    try:
+        found = codecs.lookup(name)
+    except (LookupError, ValueError):
+        names = {*aliases.aliases, *aliases.aliases.values()}
+        close = difflib.get_close_matches(name.lower().replace("-", "_"), names)
+        mend = f"did you mean {' or '.join(close)}?" if close else "give a name like utf-16, cp1252 or gb18030"
+        raise UserError(f"no encoding {name!r}: {mend}") from None
+    try:
+        "".encode(name)
+        text = codecs.getincrementaldecoder(name)().decode(b"", final=True)
+    except (LookupError, UnicodeError):
+        text = None
+    if text != "":
+        raise UserError(f"{name!r} is not an encoding of text in files: give a name like utf-16, cp1252 or gb18030")
+    return found.name
 
 
 def validation_source(dataset: str, *, text_field: str = "text") -> Source | None:

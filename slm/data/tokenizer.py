@@ -11,6 +11,7 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ GPT2_TABLES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
+
+LONGEST_WORD = 128  # characters: more than any word has, so that ordinary text is not cut
+_LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
 Ids = npt.NDArray[np.integer[Any]]
 
@@ -70,8 +74,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         """The ids of `text`, in which `<|endoftext|>` is a token; a lone surrogate is read as U+FFFD."""
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if _has_surrogate(text) else text
-        return self._encoding.encode_to_numpy(text, allowed_special="all")
+        return self._encoding.encode_to_numpy(_without_surrogates(text), allowed_special="all")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`, nothing for the end of text; a stream may stop inside a character."""
@@ -195,7 +198,8 @@ def _merging(token: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE (Sennrich et al., 2016) of at most `vocab_size` ids, trained on `texts`.
 
-    A small text yields fewer ids: a merge must occur twice. Raises UserError where `tokenizers` is not installed.
+    A small text yields fewer ids: a merge must occur twice. A run of more than LONGEST_WORD characters without white
+    space is cut, and a lone surrogate is read as U+FFFD. Raises UserError where `tokenizers` is not installed.
     """
     try:
         from tokenizers import Tokenizer as Trained
@@ -209,7 +213,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, min_frequency=2, initial_alphabet=alphabet, show_progress=False
     )
-    trained.train_from_iterator(texts, trainer)
+    trained.train_from_iterator(_in_short_words(texts), trainer)
     to_byte = _byte_of_character()
     by_id = sorted(trained.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
     tokens = [bytes(to_byte[character] for character in token) for token, _ in by_id]
@@ -223,9 +227,24 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-def _has_surrogate(text: str) -> bool:
+def _without_surrogates(text: str) -> str:
+    """`text` with U+FFFD for each lone surrogate; two that belong together become their character."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
+
+
+def _in_short_words(texts: Iterable[str]) -> Iterator[str]:
+    """These texts, cut inside each run of more than LONGEST_WORD characters without white space.
+
+    Merging takes time that grows with the square of a word's length: DNA, or Chinese without punctuation, is one word.
+    """
+    for text in map(_without_surrogates, texts):
+        start = 0
+        for run in _LONG_RUN.finditer(text):
+            for end in range(run.start() + LONGEST_WORD, run.end(), LONGEST_WORD):
+                yield text[start:end]
+                start = end
+        yield text[start:]

@@ -42,7 +42,9 @@ def tokens_of(config: EvaluateConfig, tokenizer: Tokenizer) -> Tokens:
     if config.text is not None:
         ids = np.array([tokenizer.end_of_text, *tokenizer.encode(config.text)])
         return Tokens(ids, 1, int(tokenizer.byte_counts[ids].sum()))
-    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors, held_out=True)
+    source = open_source(
+        config.dataset, text_field=config.text_field, errors=config.errors, encoding=config.encoding, held_out=True
+    )
     tokens = encode(source, tokenizer, config.cache_dir)
     print(f"text       {source.description}: {len(tokens):,} tokens, {tokens.documents:,} documents")
     return tokens

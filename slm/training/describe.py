@@ -44,9 +44,10 @@ def describe(
     weights, _ = in_training(shape, shape.vocab_size)
     world = workers.world
     several = f"{world} processes ({config.parallel}), each: " if world > 1 else ""
+    share = "" if corpus.held_out is None else f" ({100 * corpus.held_out:.1f} % held out)"
     lines = [
         f"text       {corpus.description}",
-        f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate; "
+        f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate{share}; "
         f"{corpus.train.text_bytes / len(corpus.train):.2f} bytes each",
         f"tokenizer  {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}{in_use}",
         f"model      {weights:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
@@ -57,6 +58,8 @@ def describe(
     ]
     if state.step:
         lines.append(f"resuming   after step {state.step:,}, {duration(state.seconds)} into the run")
+    if corpus.caution:
+        lines.insert(2, f"caution    {corpus.caution}")
     return "\n".join(lines)
 
 

@@ -25,6 +25,29 @@ def test_in_an_epoch_each_token_is_a_target_once_up_to_the_ragged_ends(tokens, c
         assert (np.diff(seen) == 1).all()  # one unbroken stretch, nothing twice
 
 
+@pytest.mark.parametrize(
+    ("tokens", "sequences"),
+    [(11, 1), (12, 1), (20, 1), (21, 2), (29, 2), (30, 2), (31, 3), (39, 3), (49, 4), (50, 4)],
+)
+def test_a_short_text_is_used_up_to_its_end(tokens, sequences):
+    batches = TrainingBatches(np.arange(tokens), 1, 10, seed=0)
+    assert batches.sequences == sequences
+    seen = set()
+    for epoch in range(200):
+        targets = np.sort(epoch_of(batches, epoch * sequences)[1].ravel())
+        assert targets.tolist() == list(range(targets[0], targets[0] + 10 * sequences))
+        seen.update(targets.tolist())
+    assert seen == set(range(1, tokens))
+
+
+def test_literal_epochs_of_a_short_text():
+    batches = TrainingBatches(np.arange(100, 111), 2, 4, seed=0)  # 3 T - 1 tokens
+    assert [batches(epoch)[0].tolist() for epoch in range(2)] == SHORT
+
+
+SHORT = [[[102, 103, 104, 105], [106, 107, 108, 109]], [[105, 106, 107, 108], [101, 102, 103, 104]]]
+
+
 def test_sequence_borders_move_from_epoch_to_epoch():
     batches = TrainingBatches(np.arange(1000), 9, 10, seed=0)
     offsets = {int(epoch_of(batches, epoch * 11)[0].min()) for epoch in range(8)}

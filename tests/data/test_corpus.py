@@ -72,15 +72,54 @@ def test_a_file_without_separators_is_divided_by_piece(tmp_path):
     assert 0 < len(corpus.val) < 0.2 * total
 
 
-def test_two_documents_are_enough():
-    assert sorted(choose_validation(source_of("one", "two"), 0.05)) == [False, True]
+def prepared(tmp_path, text, **changes):
+    (tmp_path / "t.txt").write_text(text)
+    return prepare(DataConfig(dataset=str(tmp_path / "t.txt"), cache_dir=str(tmp_path / "c"), **changes), 50_257)
 
 
-def test_one_short_piece_keeps_its_end_for_validation(tmp_path):
-    (tmp_path / "t.txt").write_text("one two three four five six seven eight nine ten")
-    corpus = prepare(DataConfig(dataset=str(tmp_path / "t.txt"), cache_dir=str(tmp_path / "c")), 50_257)
-    assert texts(corpus.train) == b"one two three four five six seven eight nine"
-    assert texts(corpus.val) == b" ten"
+def test_two_documents_are_enough(tmp_path):
+    corpus = prepared(tmp_path, "one<|endoftext|>two")
+    assert (documents(corpus.train), documents(corpus.val)) == (["one"], ["two"])
+    assert (corpus.train.documents, corpus.val.documents) == (1, 1)
+
+
+def test_one_short_piece_keeps_at_most_a_quarter_at_its_end_for_validation(tmp_path):
+    corpus = prepared(tmp_path, "one two three four five six seven eight nine ten")
+    assert texts(corpus.train) == b"one two three four five six seven eight"
+    assert texts(corpus.val) == b" nine ten"
+    assert corpus.held_out == 9 / 48
+    assert corpus.caution == (
+        "the validation loss will be rough: 3 tokens are held out, 18.8% of the text;"
+        " give more text, or some for validation with --val_dataset"
+    )
+
+
+def test_the_smallest_text_leaves_something_to_train_on(tmp_path):
+    corpus = prepared(tmp_path, "a")
+    assert (corpus.train.ids.tolist(), corpus.val.ids.tolist()) == ([64], [50256])
+
+
+def test_a_poem_of_20_kb_is_mostly_trained_on(tmp_path):
+    lines = "\n".join(stories(60))[:20_000].split(". ")
+    corpus = prepared(tmp_path, ",\n".join(lines))  # no blank line: its pieces are 16 kB and 4 kB
+    assert texts(corpus.train) + texts(corpus.val) == ",\n".join(lines).encode()
+    assert 1_490 < corpus.val.text_bytes <= 1_500
+    assert corpus.caution == ""
+
+
+def test_a_book_and_its_notes_are_divided_by_bytes(tmp_path):
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "book.txt").write_text("\n\n".join(stories(900)))
+    for number, story in enumerate(stories(24, seed=1)):
+        (tmp_path / "texts" / f"note{number}.txt").write_text(story)
+    corpus = prepare(DataConfig(dataset=str(tmp_path / "texts"), cache_dir=str(tmp_path / "c")), 50_257)
+    assert corpus.held_out == pytest.approx(0.05, rel=0.4)
+
+
+def test_validation_of_its_own_has_no_share(config, tmp_path):
+    assert 0.1 <= prepare(config, 50_257).held_out <= 0.4
+    (tmp_path / "val.txt").write_text("A story of its own.")
+    assert prepare(dataclasses.replace(config, val_dataset=str(tmp_path / "val.txt")), 50_257).held_out is None
 
 
 def test_a_validation_file_leaves_all_for_training(config, tmp_path):

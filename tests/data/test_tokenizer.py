@@ -180,3 +180,26 @@ def test_byte_counts(small):
 
 def test_encoding_a_lone_surrogate_gives_the_replacement_character(small):
     assert small.decode(small.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_training_cuts_only_long_runs(monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_WORD", 4)
+    monkeypatch.setattr(module, "_LONG_RUN", module.re.compile(r"\S{5,}"))
+    texts = ["one two", "a tiresome wind", "abcdefgh", "\ud83d\ude00 \ud800"]
+    cut = ["one two", "a tire", "some wind", "abcd", "efgh", "\U0001f600 \ufffd"]
+    assert list(module._in_short_words(texts)) == cut
+
+
+def test_training_on_ordinary_text_is_not_changed_by_the_cuts(trained, monkeypatch):
+    assert list(module._in_short_words(TEXTS)) == TEXTS
+    monkeypatch.setattr(module, "_in_short_words", iter)
+    assert train_bpe(TEXTS, 600).tokens == trained.tokens
+
+
+@pytest.mark.parametrize("alphabet", ["ACGT", "".join(map(chr, range(0x4E00, 0x4F00))), "-=", "\ud800 a"])
+def test_training_on_text_that_is_one_word(alphabet):
+    pytest.importorskip("tokenizers")
+    text = "".join(np.random.default_rng(0).choice(list(alphabet), 20_000).tolist())
+    tokenizer = train_bpe([text], 400)
+    assert tokenizer.vocab_size == 400 or set(alphabet) == set("\ud800 a")
+    assert tokenizer.decode(tokenizer.encode(text)) == text.replace("\ud800", "\ufffd")

@@ -413,7 +413,7 @@ def test_a_text_that_is_too_short_is_refused_with_the_figures(config, tmp_path):
     (tmp_path / "short.txt").write_text("one two three four five six seven eight nine ten")
     data = dataclasses.replace(config.data, dataset=str(tmp_path / "short.txt"))
     with pytest.raises(
-        UserError, match=r"9 tokens to train on \(and 2 to validate\).*--context_length 16 needs at least 17"
+        UserError, match=r"8 tokens to train on \(and 3 to validate\).*--context_length 16 needs at least 17"
     ):
         train(change(config, data=data, vocab_size=50_257))
 
