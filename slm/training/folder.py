@@ -117,13 +117,13 @@ def check_unchanged(training: Mapping[str, Any], config: TrainConfig, world: int
     """
     old, new = training["config"], values_of(config)
     changed = [name for name in new if name in old and old[name] != new[name] and name not in OF_THE_CALL]
-    fixed = {name: old.get(name, value) for name, value in values_of(TrainConfig()).items() if name in FIXED}
-    refused = [name for name in sorted(FIXED) if fixed[name] != new[name]]  # a flag that is newer had its default
+    before = {**values_of(TrainConfig()), **old}  # a flag newer than the run had its default
+    refused = [name for name in sorted(FIXED) if before[name] != new[name]]
     if config.batch_size and step_sequences(config, config.batch_size, world) != training.get("windows"):
         refused = sorted([*refused, *(name for name in BATCH if name in changed)])
     if refused:
         raise UserError(
-            *(f"--{name} was {fixed[name]} and cannot become {new[name]} in a resumed run" for name in refused),
+            *(f"--{name} was {before[name]} and cannot become {new[name]} in a resumed run" for name in refused),
             "leave these flags out to continue, or start again with --overwrite",
         )
     return [f"--{name} was {old[name]}, and is {new[name]} from here on" for name in changed]
