@@ -29,6 +29,7 @@ from slm.data.source import END_OF_TEXT, Piece, Source, digest, not_empty
 from slm.errors import UserError
 from slm.files import user_path
 
+ROWS_VERSION = "rows 2"  # raise it when rows would give another text
 # Files of a folder that are about its texts, or that a training run wrote: read only where there are no others.
 _NOT_TEXT = re.compile(r"(readme|license|licence)\b|(metrics\.csv|samples\.jsonl)$", re.IGNORECASE)
 
@@ -50,7 +51,10 @@ def files_source(dataset: str, text_field: str, errors: str, encoding: str = UTF
     names = [file.relative_to(root).as_posix() for file in files]
     stamps = {file: _stamp(file) for file in files}
     sizes = [size for size, _ in stamps.values()]
-    hashed = digest("files", names, sizes, text_field, errors, *([] if encoding == UTF_8 else [encoding]))
+    how = [] if encoding == UTF_8 else [encoding]
+    if any(suffix(file) in ROWS for file in files):
+        how.append(ROWS_VERSION)
+    hashed = digest("files", names, sizes, text_field, errors, *how)
     for file in files:
         for number, block in enumerate(read_bytes(file, unpack=False)):
             if number == 0 and block.startswith(LFS_POINTER):
@@ -172,7 +176,8 @@ def _spans(file: Path, size: int) -> Iterator[_Span]:
 
 
 def _span(file: Path, start: int, end: int | None, size: int) -> _Span:
-    hashed = digest("span", (suffix(file), file.suffix.lower()), start == 0)
+    version = [ROWS_VERSION] if suffix(file) in ROWS else []
+    hashed = digest("span", (suffix(file), file.suffix.lower()), start == 0, *version)
     for block in read_bytes(file, unpack=False, start=start, end=end):
         hashed.update(block)
     return _Span(file, start, end, size, hashed.digest())
