@@ -39,6 +39,8 @@ TEXTS = [
 def llama(path):
     """The model in llama.cpp, whose notices are kept from the terminal."""
     llama_cpp = pytest.importorskip("llama_cpp")
+    if gguf._llama_logits(path, np.zeros((1, 4), dtype=np.int64)) is None:
+        pytest.skip("llama.cpp itself crashes on this machine with such a file")
     with contextlib.redirect_stderr(io.StringIO()):
         model = llama_cpp.Llama(str(path), n_ctx=64, logits_all=True, verbose=False)
         yield model
@@ -145,7 +147,8 @@ def test_export_tries_the_file_in_silence(each_model, tmp_path, capfd, format):
     said = export(each_model, format, tmp_path / "m")
     ending = {"gguf": ".gguf", "gguf-q8_0": ".q8_0.gguf"}[format]
     assert said.startswith(f"{format:12} {tmp_path / 'm'}{ending} (")
-    assert " tensors read back; within " in said
+    crashed = "not compared, as llama.cpp crashes on this machine with such a file"  # Q8_0 on CPUs with AMX
+    assert " tensors read back; within " in said or (format == "gguf-q8_0" and said.endswith(crashed))
     assert "\n" not in said
     assert capfd.readouterr() == ("", "")
 
@@ -155,6 +158,14 @@ def test_without_llama_cpp_the_tensors_are_still_compared(trained_model, tmp_pat
     assert export(trained_model, "gguf", tmp_path / "m").endswith(
         ": 28 tensors read back; not run, as llama_cpp is not installed"
     )
+
+
+def test_a_crash_of_llama_cpp_does_not_end_the_export(trained_model, tmp_path, monkeypatch):
+    pytest.importorskip("llama_cpp")
+    monkeypatch.setattr(gguf, "_LLAMA", "import os; os.abort()")
+    said = export(trained_model, "gguf", tmp_path / "m")
+    assert said.endswith("28 tensors read back; not compared, as llama.cpp crashes on this machine with such a file")
+    assert (tmp_path / "m.gguf").exists()
 
 
 def test_without_gguf_the_mend_is_named(trained_model, tmp_path, monkeypatch):
