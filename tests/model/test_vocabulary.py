@@ -79,7 +79,8 @@ def test_gradients_are_those_of_all_rows():
         theirs = expected[name].grad
         if name == "token_embedding.weight":  # the shared row has the sum of its tokens' gradients
             theirs = torch.zeros_like(parameter).index_add_(0, few.row_of_token, theirs)
-        assert (parameter.grad - theirs).abs().max() <= 2e-6 * theirs.abs().max(), name
+        # fp32 sums in another order: 3e-6 was seen on a CPU with AMX
+        assert (parameter.grad - theirs).abs().max() <= 1e-5 * theirs.abs().max(), name
 
 
 def test_training_keeps_unused_tokens_equal():
