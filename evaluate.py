@@ -2,7 +2,7 @@
 
 import sys
 
-from slm.cli import main
+from slm.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main(["evaluate", *sys.argv[1:]]))
+    script(["evaluate", *sys.argv[1:]])

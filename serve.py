@@ -2,7 +2,7 @@
 
 import sys
 
-from slm.cli import main
+from slm.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main(["serve", *sys.argv[1:]]))
+    script(["serve", *sys.argv[1:]])

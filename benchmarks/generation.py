@@ -33,7 +33,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from slm.cores import usable_cores
-from slm.inference.generator import Generator
+from slm.data.tokenizer import Tokenizer
+from slm.inference.continuation import Continuation
+from slm.inference.generator import Batch
 from slm.inference.sampling import Sampling
 
 PROMPT, NEW, LONG_PROMPT = 8, 110, 120
@@ -89,16 +91,20 @@ def _ours(path: Path, threads: int) -> Run:
         from slm.inference.torch_engine import TorchEngine
 
         engine = TorchEngine(checkpoint.load(path).model())
-    generator = Generator(engine, stop_token=-1)
+    tokenizer = Tokenizer("any", [bytes([byte]) for byte in range(256)])
+    tokenizer.tokens, tokenizer.end_of_text = [b"?"] * VOCABULARY, -1  # a token is a token, and nothing ends a text
 
     def run(prompts: list[list[int]], new: int) -> list[list[int]]:
         if path.suffix == ".pt":
             import torch
 
             torch.set_num_threads(threads)
-        random = [np.random.default_rng(0)] * len(prompts)
-        steps = generator.generate(prompts, max_length=new, sampling=Sampling(temperature=0), random=random)
-        return [[token.id for token in row if token] for row in zip(*steps, strict=True)]
+        random, batch = np.random.default_rng(0), Batch(engine)
+        texts = [Continuation(list(prompt), tokenizer, new, Sampling(temperature=0), random) for prompt in prompts]
+        batch.add(texts)
+        while len(batch):
+            batch.step()
+        return [text.ids[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
     return run
 

@@ -91,9 +91,9 @@ def write(model_path: str, prompts: Sequence[str], flags: argparse.Namespace) ->
         max_length=flags.max_length, temperature=flags.temperature, top_p=flags.top_p, seed=flags.seed
     )
     written, lengths = ["" for _ in prompts], [0 for _ in prompts]
-    for piece in tqdm(model.write(prompts, config), desc="writing", unit=" tokens", leave=False):
-        written[piece.number] += piece.text
-        lengths[piece.number] += piece.token is not None
+    for number, piece in tqdm(model.write(prompts, config), desc="writing", unit=" tokens", leave=False):
+        written[number] += piece.text
+        lengths[number] += piece.token.id != model.tokenizer.end_of_text
     return written, sum(length < flags.max_length for length in lengths)
 
 

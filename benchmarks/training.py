@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import gc
 import importlib.util
+import itertools
 import json
 import math
 import platform
@@ -48,6 +48,8 @@ from slm.data.encoding import Tokens, encode
 from slm.data.sources import open_source
 from slm.device import autocast
 from slm.evaluation.measure import measure
+from slm.run_files import read_rows
+from slm.training import picture
 from slm.training.cost import flops_per_token
 from slm.training.run import Run, assemble
 
@@ -95,14 +97,15 @@ def all_in_use(corpus: Corpus) -> Corpus:
     return dataclasses.replace(corpus, train=Tokens(ids, corpus.train.documents, corpus.train.text_bytes))
 
 
-def peer_model(name: str, nanogpt: str | None) -> tuple[torch.nn.Module, Any, Callable[[Tensor, Tensor], Tensor]]:
-    """A peer's model of the default shape, an AdamW, and its mean loss of (ids, targets), each (B, T)."""
+def peer_model(
+    name: str, nanogpt: str | None, shape: ModelConfig | None = None, device: str = "cpu"
+) -> tuple[Any, Any, Callable[[Tensor, Tensor], Tensor]]:
+    """A peer's model of this shape, an AdamW, and its mean loss of (ids, targets), each (B, T)."""
     torch.manual_seed(0)
-    shape = ModelConfig()
-    model: Any
+    shape = shape or ModelConfig()
     if name == "nanoGPT":
         spec = importlib.util.spec_from_file_location("nanogpt_model", Path(str(nanogpt)) / "model.py")
-        module = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
+        module = sys.modules["nanogpt_model"] = importlib.util.module_from_spec(spec)  # type: ignore[arg-type]
         spec.loader.exec_module(module)  # type: ignore[union-attr]
         with contextlib.redirect_stdout(sys.stderr):
             model = module.GPT(
@@ -115,8 +118,8 @@ def peer_model(name: str, nanogpt: str | None) -> tuple[torch.nn.Module, Any, Ca
                     dropout=0.0,
                     bias=False,
                 )
-            )
-            optimizer = model.configure_optimizers(0.1, NANOGPT_RATE, (0.9, 0.99), "cpu")
+            ).to(device)
+            optimizer = model.configure_optimizers(0.1, NANOGPT_RATE, (0.9, 0.99), device)
         return model, optimizer, lambda ids, targets: model(ids, targets)[1]
     import transformers
 
@@ -131,7 +134,7 @@ def peer_model(name: str, nanogpt: str | None) -> tuple[torch.nn.Module, Any, Ca
             attn_pdrop=0.0,
             use_cache=False,
         )
-    )
+    ).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def loss(ids: Tensor, targets: Tensor) -> Tensor:  # it shifts the labels itself
@@ -253,9 +256,9 @@ def learn_ours(flags: argparse.Namespace) -> tuple[list[tuple[float, float]], di
         command += ["--export", "none", *flags.more]
         said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         print(said, file=sys.stderr)
-        rows = list(csv.DictReader((Path(folder) / "metrics.csv").open()))
+        rows = read_rows(Path(folder))
         facts = torch.load(Path(folder) / "best_model.pt", weights_only=True)["facts"]
-    curve = [(float(row["seconds"]), float(row["val_bits_per_byte"])) for row in rows]
+    curve = [(row["seconds"] or 0.0, row["val_bits_per_byte"] or math.nan) for row in rows]
     return curve, {
         "flags": flags.more, "steps": facts["step"], "tokens": facts["tokens_seen"],
         "bits_per_byte": round(facts["val"]["bits_per_byte"], 4),
@@ -335,44 +338,39 @@ def scaling(flags: argparse.Namespace) -> None:
             figures.setdefault(what, []).append((n, round_(rate), round_(work_of(run) / 1e6)))
             print(f"{what} {n}: {rate:,.0f} tokens/s, {rate * work_of(run) / 1e9:,.0f} GFLOP/s", flush=True)
             del step, run
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 7), layout="constrained")
+    figure = picture.new_figure(11, 7)
     for number, what in enumerate(cases, 1):
         axes = figure.add_subplot(2, 2, number)
         sizes, rates, work = zip(*figures[what], strict=True)
         middle = len(sizes) // 2
-        axes.loglog(sizes, rates, "o-", color="#c1440e", label="measured")
+        axes.loglog(sizes, rates, "o-", color=picture.VERMILION, label="measured")
         expected = [rates[middle] * work[middle] / flops for flops in work]
-        axes.loglog(sizes, expected, "--", color="#7a9cc6", label="by the FLOP count alone")
+        axes.loglog(sizes, expected, "--", color=picture.BLUE, label="by the FLOP count alone")
         axes.set(xlabel=what, ylabel="tokens/s", xticks=sizes, xticklabels=[f"{size:,}" for size in sizes])
         axes.minorticks_off()
-        axes.grid(alpha=0.25)
+        picture.tidy(axes)
         axes.legend(frameon=False)
-    figure.savefig(flags.out, dpi=110)
+    picture.save(Path(flags.out), figure)
     print(json.dumps(figures))
 
 
 def plot(flags: argparse.Namespace) -> None:
     """Draw curves of bits per byte over minutes, one of each line of a file."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = picture.new_figure(9, 5)
     axes = figure.add_subplot()
-    ours = iter(("#c1440e", "#e08e45", "#8c2f0a"))
+    ours, peers = (itertools.cycle(colours) for colours in (picture.WARM, picture.COOL))
     for line in Path(flags.curves).read_text().splitlines():
         run = json.loads(line)
         minutes, bits = zip(*((at / 60, bits) for at, bits in run["curve"] if bits < 2.2), strict=True)
         is_ours = run["contender"] not in PEERS
         axes.plot(
-            minutes, bits, "-" if is_ours else "--", color=next(ours) if is_ours else None, marker=".",
+            minutes, bits, "-" if is_ours else "--", color=next(ours if is_ours else peers), marker=".",
             label=f"{run['contender']}, {run['minutes']:g} minutes: {run['bits_per_byte']:.3f}",
         )  # fmt: skip
     axes.set(xlabel="minutes of training", ylabel="bits per byte of unseen text (lower is better)", xlim=(0, None))
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
+    picture.tidy(axes)
     axes.legend(frameon=False)
-    figure.savefig(flags.out, dpi=110)
+    picture.save(Path(flags.out), figure)
 
 
 def main() -> None:

@@ -1,8 +1,6 @@
 """`python -m slm --help`"""
 
-import sys
-
-from slm.cli import main
+from slm.cli import script
 
 if __name__ == "__main__":
-    sys.exit(main())
+    script()

@@ -19,7 +19,7 @@ def usable_cores() -> int:
 
 
 def fast_threads(texts: int) -> int:
-    """On how many cores to write so many texts at once: more than a few wait for each other over a single token."""
+    """Cores to use for writing `texts` texts at once: for a single one, more than 4 only wait for each other."""
     return usable_cores() if texts > 1 else min(usable_cores(), 4)
 
 

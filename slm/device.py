@@ -24,6 +24,10 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+BF16_GAIN = 1.5  # by which its products must be faster on a CPU than those in fp32 to be worth their rounding
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The type of matrix products; `auto` is what is fast on `device`.
 
@@ -33,10 +37,10 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     if name == "fp16" and device.type == "cpu":
         raise UserError("--precision fp16 needs a GPU; on a CPU take fp32 or bf16")
     if name != "auto":
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
+        return PRECISIONS[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and _seconds(torch.bfloat16) * 1.5 < _seconds(torch.float32):
+    if device.type == "cpu" and timed_flops(device, torch.bfloat16) > BF16_GAIN * timed_flops(device, torch.float32):
         return torch.bfloat16
     return torch.float32
 
@@ -76,10 +80,9 @@ def total_memory(device: torch.device) -> float:
     """Bytes that the device has, infinite where that cannot be known."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError):  # Windows
+    if sys.platform == "win32":
         return math.inf
+    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -96,16 +99,35 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 def flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of products in `dtype`, roughly: measured on a CPU, elsewhere by the data sheet or a guess."""
     if device.type == "cpu":
-        return 2 * 512 * 384 * 1536 / _seconds(dtype)
+        return timed_flops(device, dtype)
     return peak_flops(device) or 1e13
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    """The fastest of four products of the size that a block has, (512, 384) x (384, 1536), on the CPU."""
-    a, b = torch.ones(512, 384, dtype=dtype), torch.ones(384, 1536, dtype=dtype)
+def timed_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of products in `dtype`, measured: the fastest of four; on a CPU of the size that a block has."""
+    rows, inner, columns = (512, 384, 1536) if device.type == "cpu" else (8192, 4096, 4096)
+    a = torch.ones(rows, inner, dtype=dtype, device=device)
+    b = torch.ones(inner, columns, dtype=dtype, device=device)
     best = float("inf")
     for _ in range(4):
         start = time.perf_counter()
-        torch.mm(a, b)
+        float(torch.mm(a, b)[0, 0])  # waits for a GPU
         best = min(best, time.perf_counter() - start)
-    return best
+    return 2 * rows * inner * columns / best
+
+
+def compiles_by_default(device: torch.device) -> bool:
+    """Whether `--compile auto` compiles on `device`."""
+    return device.type == "cuda"
+
+
+def precision_of(dtype: torch.dtype) -> str:
+    """The name of `dtype` as `--precision` has it."""
+    return next(name for name, each in PRECISIONS.items() if each == dtype)
+
+
+def name_of(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "Apple GPU"

@@ -27,16 +27,21 @@ def is_whole(story: str) -> bool:
     return bool(re.match(r"[A-Z]", story) and re.search(r"[.!?]\"?$", story)) and story.count('"') % 2 == 0
 
 
+def stories(model_path: str, samples: int) -> tuple[list[str], int]:
+    """So many stories of the model, and how many of them end by themselves."""
+    texts, tokens = ["Once upon a time"] * samples, [0] * samples
+    how = GenerateConfig(num_samples=samples, max_length=200, seed=0)
+    for number, piece in load(model_path).write(["Once upon a time"], how):
+        texts[number] += piece.text
+        tokens[number] += piece.token is not None
+    return texts, sum(count < 200 for count in tokens)
+
+
 def main(model_path: str, said: str) -> None:
     shown = Path(said).read_text().strip().split("\n\n")[-3:]
     for story in shown:
         assert is_whole(story), story
-    texts, tokens = ["Once upon a time"] * SAMPLES, [0] * SAMPLES
-    how = GenerateConfig(num_samples=SAMPLES, max_length=200, seed=0)
-    for piece in load(model_path).write(["Once upon a time"], how):
-        texts[piece.number] += piece.text
-        tokens[piece.number] += piece.token is not None
-    ended = sum(count < 200 for count in tokens)
+    texts, ended = stories(model_path, SAMPLES)
     whole, kept = sum(map(is_whole, texts)), sum(map(keeps_its_characters, texts))
     print(f"of {SAMPLES} stories {ended} end by themselves, {whole} are whole sentences, {kept} keep their characters")
     assert ended >= 95

@@ -1,6 +1,9 @@
-"""Models that several tests use."""
+"""A hub on this machine for all tests, and models that several of them use."""
 
 import dataclasses
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,25 @@ from slm.data.stories import stories
 from slm.data.tokenizer import cut, gpt2
 from slm.learner.optim import make_optimizers
 from slm.model.gpt import GPT
+from tests.hub import HUB
+
+# As in an environment that is activated, whose commands are named by their names alone.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+@pytest.fixture(autouse=True)
+def _as_many_threads_as_before():
+    """Commands that run in this process set PyTorch's threads for all of it."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def hub():
+    """The hub of the tests, without any data set."""
+    HUB.__init__()
+    return HUB
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,6 @@
 """A training run on a toy text, for the tests: its settings, how it is started, and what may befall it."""
 
-import csv
 import dataclasses
-import json
 import math
 import os
 import signal
@@ -16,6 +14,7 @@ from slm.config.model import ModelConfig
 from slm.config.train import DataConfig, TrainConfig
 from slm.data.corpus import prepare
 from slm.learner.workers import Workers
+from slm.run_files import read_rows, read_samples
 from slm.training import command, folder
 from slm.training.run import assemble
 
@@ -120,15 +119,26 @@ def nan_losses(steps):
 
 def rows(config):
     """The rows of metrics.csv."""
-    with (Path(config.out_dir) / "metrics.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    return read_rows(Path(config.out_dir))
 
 
 def samples(config):
     """The lines of samples.jsonl."""
-    return [json.loads(line) for line in (Path(config.out_dir) / "samples.jsonl").read_text().splitlines()]
+    return read_samples(Path(config.out_dir))
 
 
 def load(config, name="best_model.pt"):
     """A checkpoint in the run's folder."""
     return checkpoint.load(Path(config.out_dir) / name)
+
+
+def final_weights(config):
+    """The weights that the run of `config` ends with."""
+    assert train(config) == 0
+    return load(config, "last.pt").weights
+
+
+def ticking():
+    """A clock that moves by a hundredth of a second whenever it is looked at."""
+    ticks = iter(range(10**9))
+    return lambda: 0.01 * next(ticks)

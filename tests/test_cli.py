@@ -1,6 +1,8 @@
 """Flags: types, defaults, presets, and every bad one named at once."""
 
+import importlib
 import math
+import shlex
 import subprocess
 import sys
 
@@ -47,6 +49,12 @@ def test_values_are_read_by_their_type():
     assert config.overwrite is True
     assert config.max_steps is None
     assert config.data.dataset == "a.txt"
+
+
+def test_flags_may_be_written_with_hyphens():
+    config = read_flags("train", ["--batch-size", "3", "--max-steps=5", "--val-fraction=0.5"])
+    assert (config.batch_size, config.max_steps, config.data.val_fraction) == (3, 5, 0.5)
+    assert problems("--batch-sise", "3") == ["no flag --batch-sise: did you mean --batch_size?"]
 
 
 def test_the_main_values_need_no_names():
@@ -97,7 +105,7 @@ def test_all_bad_flags_are_reported_together():
         "--epochs must be NUMBER, not 'many'",
         "--seed needs a value",
         "--dropout must be from 0 to under 1, not 1.0",
-        "--n_embd 384 is not divisible by --n_head 5: try --n_embd 385",
+        "--n_embd 384 is not divisible by --n_head 5: try --n_head 4",
     ]
 
 
@@ -120,6 +128,8 @@ def test_all_bad_flags_are_reported_together():
         ("--resume --overwrite", "exclude each other"),
         ("--export onnx,gguff", "--export 'gguff' is not an export format: did you mean gguf?"),
         ("--preset huge", "--preset must be one of tiny, small, gpt2, gpt2-medium, not 'huge'"),
+        ("--n_embd 1000000000000 --n_head 7", "--n_embd 1000000000000 is not divisible by --n_head 7: try --n_head 8"),
+        ("--n_embd 8 --n_head 5000", "is not divisible by --n_head 5000: try --n_head 1"),
         ("--batch_size 1.5", "--batch_size must be INTEGER, not '1.5'"),
         ("--bias perhaps", "--bias must be true|false"),
         ("book.txt stray", "unexpected argument 'stray': every value follows its flag; quote a pattern, as in '*.txt'"),
@@ -161,8 +171,23 @@ def test_bad_sampling_flags(arguments, part):
 
 def test_a_flag_that_may_be_given_several_times():
     assert read_flags("generate", []).stop == ()
-    assert read_flags("generate", ["--stop", "a", "--stop=b", "--seed", "1", "--seed", "2"]).stop == ("a", "b")
-    assert read_flags("generate", ["--seed", "1", "--seed", "2"]).seed == 2
+    assert read_flags("generate", ["--stop", "a", "--stop=b", "--seed", "1"]).stop == ("a", "b")
+
+
+@pytest.mark.parametrize("arguments", ["--seed 1 --seed 2", "--seed=1 --seed=1", "--seed 1 --num_samples 2 --seed"])
+def test_the_same_flag_twice(arguments):
+    assert problems(*arguments.split(), command="generate") == ["--seed is given 2 times: keep one of them"]
+    assert problems("--resume", "--epochs", "3", "--resume", "--resume", "--epochs=5") == [
+        "--epochs is given 2 times: keep one of them",
+        "--resume is given 3 times: keep one of them",
+    ]
+    assert problems("--batch-size=1", "--batch_size", "2") == ["--batch_size is given 2 times: keep one of them"]
+
+
+@pytest.mark.parametrize("arguments", ["a.txt b.txt c.txt d.txt", "--dataset a.txt b.txt c.txt d.txt"])
+def test_a_pattern_that_the_shell_expanded_is_one_line(arguments):
+    mend = "every value follows its flag; quote a pattern, as in '*.txt'"
+    assert problems(*arguments.split()) == [f"unexpected argument 'b.txt' and 2 more: {mend}"]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +220,11 @@ def test_messages_go_to_stderr_and_the_exit_code_is_2(capsys):
         "error: --batch_size must be at least 1, not 0",
     ]
     assert main(["tarin"]) == 2
-    assert "no command 'tarin'" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: no command 'tarin': did you mean train?\n"
+    assert main(["zzz"]) == 2
+    assert "no command 'zzz': there are train, find-lr," in capsys.readouterr().err
+    assert main(["version"]) == 0
+    assert capsys.readouterr().out == "slm 0.1.0\n"
 
 
 def test_help_lists_every_flag_with_meaning_and_default(capsys):
@@ -204,12 +233,24 @@ def test_help_lists_every_flag_with_meaning_and_default(capsys):
             main([command, "--help"])
         text = " ".join(capsys.readouterr().out.split())
         for name, (_, meaning, default) in flags(config_class).items():
-            assert f"--{name} " in text
+            assert (f"--{name} " in text) == (name not in config_class.MEANINGLESS)
+            if name in config_class.MEANINGLESS:
+                continue
             assert " ".join(meaning.split()) in text
-            assert (
-                "default:" in meaning
-                or f"(default: {str(default).lower() if isinstance(default, bool) else default})" in text
-            )
+            shown = str(default).lower() if isinstance(default, bool) else default
+            assert "default:" in meaning or default in (None, "") or f"(default: {shown})" in text
+        assert "None" not in text
+        assert set(config_class.HEADINGS) <= set(flags(config_class))
+        for heading in config_class.HEADINGS.values():
+            assert f" {heading}: --" in text
+
+
+def test_the_example_of_each_command_can_be_read(capsys):
+    for command, (config_class, _) in COMMANDS.items():
+        read_flags(command, shlex.split(config_class.EXAMPLE))
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert f"slm {command} {config_class.EXAMPLE}" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -233,7 +274,7 @@ def test_a_missing_package_is_one_line(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     assert main(["train"]) == 2
     error = capsys.readouterr().err
-    assert error == "error: the Python package 'torch' is not installed: python -m pip install -r requirements.txt\n"
+    assert error == f"error: the Python package 'torch' is not installed: {fields.python()} -m pip install torch\n"
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 TB")])
@@ -265,16 +306,59 @@ def test_the_version(capsys):
 
 
 @pytest.mark.parametrize(
-    ("called", "hint"),
+    ("called", "path", "hint"),
     [
-        ("train.py", "python generate.py"),
-        ("/usr/local/bin/slm", "slm generate"),
-        ("/lib/slm/__main__.py", "python -m slm generate"),
+        ("train.py", "project/.venv/bin", "python generate.py"),
+        ("train.py", "elsewhere", ".venv/bin/python generate.py"),
+        ("{}/project/.venv/bin/slm", "project/.venv/bin", "slm generate"),
+        ("{}/project/.venv/bin/slm", "elsewhere", ".venv/bin/slm generate"),
+        ("{}/other one/bin/slm", "elsewhere", "'{}/other one/bin/slm' generate"),
+        ("/lib/slm/__main__.py", "elsewhere", ".venv/bin/python -m slm generate"),
+        ("{}/other one/bin/gunicorn", "elsewhere", "slm generate"),
+        ("{}/ipykernel_launcher.py", "project/.venv/bin", "python -m slm generate"),
     ],
 )
-def test_hints_name_the_command_as_it_was_called(called, hint, monkeypatch):
-    monkeypatch.setattr(sys, "argv", [called, "train"])
-    assert fields.command("generate") == hint
+def test_hints_can_be_pasted_where_the_command_was_called(called, path, hint, monkeypatch, tmp_path):
+    """In an environment that is activated, as it is the first on the PATH, or is not."""
+    for folder in ("project/.venv/bin", "elsewhere", "other one/bin"):
+        (tmp_path / folder).mkdir(parents=True)
+        for name in ("python", "slm"):
+            (tmp_path / folder / name).touch(mode=0o755)
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.setenv("PATH", str(tmp_path / path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "project/.venv/bin/python"))
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "project/.venv"))
+    monkeypatch.setattr(sys, "argv", [called.format(tmp_path), "train"])
+    assert fields.command("generate") == hint.format(tmp_path)
+
+
+@pytest.mark.parametrize(("there", "hint"), [(["python", "python3"], "python"), (["python3"], "python3")])
+def test_outside_of_an_environment_python_is_what_is_there(there, hint, monkeypatch, tmp_path):
+    for name in there:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert fields.command("generate") == f"{hint} generate.py"
+    assert fields.command("watch") == f"{hint} -m slm watch"  # which has no script
+
+
+def test_outside_of_the_environment_it_is_named(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    monkeypatch.setattr(importlib, "import_module", missing_torch)
+    for environment in (False, True):
+        if environment:
+            (tmp_path / ".venv/bin").mkdir(parents=True)
+            (tmp_path / ".venv/bin/activate").touch()
+        assert main(["train"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: the Python package 'torch' is not installed: ")
+        assert ("source .venv/bin/activate, for the environment here, or python" in said) is environment
+
+
+def missing_torch(_):
+    raise ModuleNotFoundError("No module named 'torch'", name="torch")
 
 
 def test_names_that_cannot_be(capsys):

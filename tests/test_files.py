@@ -1,10 +1,13 @@
 """Files appear whole or not at all."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from slm import files
+from slm.cli import main
 from slm.errors import UserError
 from slm.files import checksum, locked, replacing, take_lock
 
@@ -102,3 +105,60 @@ def test_a_lock_that_its_holder_deleted_is_no_longer_taken(tmp_path, monkeypatch
 def test_a_lock_that_cannot_be_opened_is_said(tmp_path):
     with pytest.raises(UserError, match=r"cannot open .*lock: No such file or directory"):
         locked(tmp_path / "no" / "lock", "in use", "or go").__enter__()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "hard link", "fifo", "text", "bytes"])
+def test_nothing_but_a_lock_is_written_to(kind, tmp_path):
+    """In a folder that others can write to, what lies at a lock's name may be theirs."""
+    path, other = tmp_path / ".lock", tmp_path / "other"
+    other.write_text("123\n" if kind == "hard link" else "precious")
+    match kind:
+        case "link":
+            path.symlink_to(other)
+        case "dangling link":
+            path.symlink_to(tmp_path / "made")
+        case "hard link":
+            path.hardlink_to(other)
+        case "fifo":
+            os.mkfifo(path)
+        case "text":
+            path.write_text("12 precious")
+        case "bytes":
+            path.write_bytes(b"\xff\x00")
+    before = path.read_bytes() if path.is_file() else None
+    with pytest.raises(UserError, match=rf"cannot open {path}: "), locked(path, "in use", "or go"):
+        pass
+    assert other.read_text() in ("123\n", "precious")
+    assert not (tmp_path / "made").exists()
+    assert before is None or path.read_bytes() == before
+
+
+def test_a_lock_left_by_a_process_that_is_gone_is_taken(tmp_path):
+    (tmp_path / ".lock").write_text("4194999\n")
+    with locked(tmp_path / ".lock", "in use", "or go"):
+        assert (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+
+
+def test_a_lock_that_cannot_be_read_is_not_written_to(tmp_path, monkeypatch):
+    path = tmp_path / ".lock"
+    path.write_text("precious")
+
+    def unreadable(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(files, "_check_is_lock", unreadable)
+    with pytest.raises(UserError, match=r"cannot open .*: Input/output error"), locked(path, "in use", "or go"):
+        pass
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("command", ["generate", "serve", "evaluate", "export"])
+def test_a_model_whose_name_is_misspelt(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "best_model.pt").touch()
+    (tmp_path / "runs" / "story").mkdir(parents=True)
+    for given, meant in (("best_modle.pt", "best_model.pt"), ("runs/stroy", "runs/story")):
+        assert main([command, "--model_path", given]) == 2
+        assert capsys.readouterr().err == f"error: no model {Path(given)}: did you mean {Path(meant)}?\n"
+    assert main([command, "--model_path", "other.pt"]) == 2
+    assert "other.pt: train one with " in capsys.readouterr().err

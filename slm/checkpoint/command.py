@@ -5,11 +5,11 @@ from __future__ import annotations
 import shlex
 
 from slm.checkpoint import file as checkpoint
-from slm.checkpoint.transformers import load
+from slm.checkpoint import nanogpt, transformers
 from slm.config.fields import command
 from slm.config.use import ImportConfig
 from slm.errors import UserError
-from slm.files import user_path
+from slm.files import make_out_dir, user_path
 
 
 def main(config: ImportConfig) -> None:
@@ -21,11 +21,9 @@ def main(config: ImportConfig) -> None:
         raise UserError(f"cannot read --out_dir {path.parent}: {error.strerror}") from error
     if exists and not config.overwrite:
         raise UserError(f"{path} exists: replace it with --overwrite, or choose another folder with --out_dir")
-    loaded = load(config.from_)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make --out_dir {path.parent}: {error.strerror}") from error
+    given = user_path(config.from_)
+    loaded = nanogpt.load(given) if nanogpt.is_one(given) else transformers.load(config.from_)
+    make_out_dir(path.parent)
     checkpoint.save(path, loaded)
     shape, count = loaded.config, sum(tensor.numel() for tensor in loaded.weights.values())
     print(

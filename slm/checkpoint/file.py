@@ -19,15 +19,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slm.config.fields import fits, flags
+from slm.config.fields import command, fits, flags
 from slm.config.formats import EXPORT_FORMATS
 from slm.config.model import ModelConfig
 from slm.data.tokenizer import Tokenizer
-from slm.errors import UserError
+from slm.errors import UserError, first_line
 from slm.files import replacing
 from slm.model.gpt import GPT
 
 FORMAT, VERSION = "small-language-model", 1
+KEYS = ("format", "version", "model_config", "weights", "tokenizer", "facts", "training")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def training_header(path: Path) -> dict[str, Any]:
     training = _content(path, header=True).get("training")
     if not isinstance(training, dict):
         raise UserError(f"{path} is a model, but not a run that can be continued")
-    return {name: value for name, value in training.items() if name in ("config", "launch")}
+    return {name: value for name, value in training.items() if name in ("config", "launch", "stamp")}
 
 
 def _content(path: Path, header: bool) -> dict[str, Any]:
@@ -105,14 +106,10 @@ def _content(path: Path, header: bool) -> dict[str, Any]:
     if os.path.isdir(path):  # noqa: PTH112
         raise UserError(f"{path} is a folder; give the checkpoint in it, such as {path / 'best_model.pt'}")
     if not os.path.exists(path):  # noqa: PTH110 - also for names that cannot be
-        raise UserError(f"no checkpoint {path}: train one with `python train.py`, or name another with --model_path")
+        raise UserError(f"no checkpoint {path}: train one with `{command('train')}`, or name another with --model_path")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with path.open("rb") as file:  # opened once: what is checked is what is read
-                check_records(file, only="data.pkl" if header else "")
-                source = str(path) if header else file  # only a path can be mapped
-                content = torch.load(source, map_location="cpu", weights_only=True, mmap=header)
+        with path.open("rb") as file:
+            content = load_safely(file, header=header)
     except PermissionError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except Exception as error:  # a damaged file can fail in any part of the reader
@@ -129,6 +126,9 @@ def _content(path: Path, header: bool) -> dict[str, Any]:
         raise UserError(f"{path} is a PyTorch file, but not a checkpoint of this project")
     if content.get("version") != VERSION:
         raise UserError(f"{path} has format version {content.get('version')!r}; this program reads version {VERSION}")
+    unknown = [repr(key) for key in content if key not in KEYS]
+    if unknown:
+        raise UserError(f"{path} holds {unknown[0][:40]}, which this program does not know: a newer version wrote it")
     return content
 
 
@@ -138,8 +138,50 @@ def _reporting_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise UserError(f"{path} is damaged: {type(error).__name__}: {reason}") from error
+        raise UserError(f"{path} is damaged: {type(error).__name__}: {first_line(error)}") from error
+
+
+def load_safely(file: IO[bytes], *, header: bool = False, archive: bool = True) -> Any:
+    """What an open PyTorch file holds: plain values, and tensors on the CPU. Nothing in it is run.
+
+    The file is opened once: what is checked is what is read. header: without reading or checking the tensors. archive:
+    False for a file of before PyTorch 1.6, which has no checksums. Raises whatever damage, or code in it, leads to.
+    """
+    path = str(file.name)
+    mapped = header and path.isprintable()  # only a path can be, if it is UTF-8
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if archive:
+            check_records(file, only="data.pkl" if header else "")
+        content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    _check_tensors(content, os.fstat(file.fileno()).st_size)
+    return content
+
+
+def _check_tensors(content: object, size: int) -> None:
+    """Raises ValueError where the tensors in `content`, read from a file of `size` bytes, stand for far more than that.
+
+    A tensor without strides can be of any size in a few bytes, and fills the memory once it is copied. That some share
+    their numbers, as tied weights do, is allowed for.
+    """
+    left, waiting = 4 * size, [content]
+    seen: set[int] = set()  # a list may hold itself
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, Mapping | list | tuple):
+            if id(each) in seen:
+                continue
+            seen.add(id(each))
+        if isinstance(each, Mapping):
+            waiting += each.values()
+        elif isinstance(each, list | tuple):
+            waiting += each
+        elif isinstance(each, Tensor):
+            if each.is_meta:
+                raise ValueError("a tensor without numbers")
+            left -= each.numel() * each.element_size()
+            if left < 0:
+                raise ValueError("its tensors have more numbers than the file holds")
 
 
 def check_records(file: IO[bytes], only: str = "") -> None:
@@ -165,12 +207,15 @@ def _checked(config: ModelConfig, tokenizer: Tokenizer, weights: dict[str, Tenso
     _check_config(config)
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"{tokenizer.vocab_size} tokens in the tokenizer, {config.vocab_size} in the model")
+    for name, weight in weights.items():
+        if not isinstance(name, str) or not isinstance(weight, Tensor) or weight.layout != torch.strided:
+            raise ValueError("a weight that is no array of numbers, or has no name")
     if config.n_layer > len(weights):
         raise ValueError(f"{len(weights)} weights for {config.n_layer} layers")
     with torch.device("meta"):
         expected = {name: weight.shape for name, weight in GPT(config).state_dict().items()}
-    found = {name: weight.shape for name, weight in weights.items() if weight.is_floating_point()}
-    wrong = sorted(str(name) for name, _ in expected.items() ^ found.items())
+    found = {name: weight.shape if weight.is_floating_point() else None for name, weight in weights.items()}
+    wrong = sorted(name for name, _ in expected.items() ^ found.items())
     if wrong:
         raise ValueError(f"weights that do not fit the model: {', '.join(dict.fromkeys(wrong[:4]))}")
     return {name: weight.float().contiguous() for name, weight in weights.items()}

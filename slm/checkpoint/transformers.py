@@ -8,18 +8,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from slm.checkpoint import file as checkpoint
-from slm.checkpoint.file import Checkpoint
+from slm.checkpoint.file import Checkpoint, load_safely
+from slm.config.fields import python
 from slm.config.model import ModelConfig
-from slm.data.source import END_OF_TEXT
+from slm.data.source import END_OF_TEXT, note
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.files import user_path
@@ -45,11 +45,11 @@ BLOCK: tuple[tuple[str, str, tuple[int, ...]], ...] = (
 SIZES = {"vocab_size": 50_257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
 # config.json's other settings of the network: the values that our GPT computes, the first being transformers' default.
 COMPUTED: dict[str, tuple[object, ...]] = {
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
     "layer_norm_epsilon": (1e-5,),
     "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-    "reorder_and_upcast_attn": (False,),
+    "scale_attn_by_inverse_layer_idx": (False, True),  # becomes a part of the queries' weights
+    "reorder_and_upcast_attn": (False, True),  # the same in fp32
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
@@ -83,20 +83,35 @@ def load(source: str) -> Checkpoint:
     Raises UserError with every difference where our GPT or tokenizer cannot compute the same, and where a file is
     missing or damaged. Nothing in the files is run.
     """
-    try:
+    with _reporting(source):
         return _load(source)
+
+
+def shape_of(source: str) -> ModelConfig:
+    """The shape of the model that `load` gives, without its weights. Raises UserError as `load` does."""
+    with _reporting(source):
+        shape, tokenizer, *_ = _described(source)
+        return dataclasses.replace(shape, vocab_size=tokenizer.vocab_size)
+
+
+@contextmanager
+def _reporting(source: str) -> Iterator[None]:
+    """Say of each problem where it was met."""
+    try:
+        yield
     except UserError as error:
         raise UserError(*(f"cannot import {source}: {problem}" for problem in error.problems)) from error
     except OSError as error:
         raise UserError(f"cannot import {source}: {error}") from error
 
 
-def _load(source: str) -> Checkpoint:
+def _described(source: str) -> tuple[ModelConfig, Tokenizer, list[int], bool]:
+    """The shape there, the tokenizer, the id that each of its ids has there, and whether scores shrink by layer."""
     folder = _fetch(source, DESCRIPTION)
     config = _json(folder / "config.json")
     problems = list(_differences(config))
     try:
-        tokenizer, ids = _tokenizer(folder)
+        tokenizer, ids = _tokenizer(folder, config.get("eos_token_id"))
     except UserError as error:
         problems += error.problems
     if problems:
@@ -107,13 +122,22 @@ def _load(source: str) -> Checkpoint:
     shape = ModelConfig(V, context_length=T, n_layer=n_layer, n_head=n_head, n_embd=C, dropout=dropout)
     if max(ids) >= V:
         raise UserError(f"its tokenizer has the id {max(ids)}, and its vocab_size is {V}")
-    found = _weights(source)
+    return shape, tokenizer, ids, config.get("scale_attn_by_inverse_layer_idx", False)
+
+
+def _load(source: str) -> Checkpoint:
+    shape, tokenizer, ids, scaled = _described(source)
+    found, C = _weights(source), shape.n_embd
     weights = {}
     for ours, theirs, size in layout(shape):
         tensor = _take(found, theirs, size)
         weights[ours] = tensor.t().contiguous() if ".c_" in theirs else tensor
+    if scaled:
+        for n in range(shape.n_layer):
+            for kind in ("weight", "bias"):  # (3 C, C) and (3 C,): queries, keys, values
+                weights[f"blocks.{n}.attention.qkv.{kind}"][:C] /= n + 1
     embedding = weights["token_embedding.weight"]
-    if "lm_head.weight" in found and not torch.equal(_take(found, "lm_head.weight", (V, C)), embedding):
+    if "lm_head.weight" in found and not torch.equal(_take(found, "lm_head.weight", (shape.vocab_size, C)), embedding):
         raise UserError("its output layer is not its token embedding, as it is in our GPT")
     rest = [name for name in found if not re.fullmatch(r"h\.\d+\.attn\.(masked_)?bias", name)]
     if rest:
@@ -187,8 +211,11 @@ def _differences(config: dict[str, Any]) -> Iterator[str]:
 # --- The tokenizer ---
 
 
-def _tokenizer(folder: Path) -> tuple[Tokenizer, list[int]]:
-    """The tokenizer, and the id that each of its ids has there, (V,). Raises UserError with every difference."""
+def _tokenizer(folder: Path, end: object = None) -> tuple[Tokenizer, list[int]]:
+    """The tokenizer, and the id that each of its ids has there, (V,). end: the id after which the model ends a text.
+
+    Raises UserError with every difference.
+    """
     settings = _json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
     path = folder / "tokenizer.json"
     if path.exists():
@@ -207,32 +234,43 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, list[int]]:
     else:
         raise UserError("it holds no tokenizer.json, nor vocab.json and merges.txt")
     try:
-        model, words = whole["model"], whole.get("pre_tokenizer") or {}
-        unlike = {
-            f"is of type {model.get('type')!r}": model.get("type", "BPE") != "BPE",
-            "divides text otherwise": words.get("type") != "ByteLevel" or not words.get("use_regex", True),
-            "adds a space before a text": words.get("add_prefix_space") or settings.get("add_prefix_space"),
-            "normalizes text": whole.get("normalizer"),
-            "marks the parts of words": model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"),
-            "merges at random": model.get("dropout"),
-            "takes whole words without merging": model.get("ignore_merges"),
-        }
-        problems = [
-            f"its tokenizer is not GPT-2's byte-level BPE: it {what}" for what, is_so in unlike.items() if is_so
-        ]
+        model = whole["model"]
+        problems = [f"its tokenizer is not GPT-2's byte-level BPE: it {what}" for what in _unlike(whole, settings)]
         if problems:
             raise UserError(*problems)
         pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
         added = {entry["content"]: entry["id"] for entry in whole.get("added_tokens") or ()}
-        return _in_order(model["vocab"], [(left, right) for left, right in pairs], added)
+        return _in_order(model["vocab"], [(left, right) for left, right in pairs], added, end)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(f"its {path.name} is damaged: {_reason(error)}") from error
 
 
+def _unlike(whole: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """What a tokenizer.json does that GPT-2's byte-level BPE does not."""
+    model, words = whole["model"], whole.get("pre_tokenizer") or {}
+    if model.get("type", "BPE") != "BPE":
+        yield f"is of type {model.get('type')!r}"
+    if words.get("type") != "ByteLevel" or not words.get("use_regex", True):
+        yield "divides text otherwise"
+    if words.get("add_prefix_space") or settings.get("add_prefix_space"):
+        yield "adds a space before a text"
+    if whole.get("normalizer"):
+        yield "normalizes text"
+    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        yield "marks the parts of words"
+    if model.get("dropout"):
+        yield "merges at random"
+    if model.get("ignore_merges"):
+        yield "takes whole words without merging"
+
+
 def _in_order(
-    vocab: dict[str, int], pairs: list[tuple[str, str]], added: dict[str, int]
+    vocab: dict[str, int], pairs: list[tuple[str, str]], added: dict[str, int], end: object
 ) -> tuple[Tokenizer, list[int]]:
     """The tokenizer of a vocabulary and its merges, and the id that each of its ids has there, (V,).
+
+    The token that ends a text there, `</s>` for one, is our end of text: the one of id `end` unless that is an ordinary
+    token, as where a config was not adapted to a tokenizer; else <|endoftext|>.
 
     Raises UserError where it is no tokenizer of ours, ValueError where the parts do not fit together.
     """
@@ -241,20 +279,26 @@ def _in_order(
     single = sorted(byte_of.keys() & vocab.keys(), key=vocab.__getitem__)
     names = [*single, *(left + right for left, right in pairs)]
     rank = {name: place for place, name in enumerate(names)}
-    ends = [table[END_OF_TEXT] for table in (added, vocab) if END_OF_TEXT in table]
-    unlike = {
-        f"it has {len(single)} of the 256 single bytes": len(single) < 256,
-        f"it has no {END_OF_TEXT}": not ends,
-        "a token that it makes by merging is also an added one": rank.keys() & {END_OF_TEXT, *added},
-    }
-    problems = [f"its tokenizer is not GPT-2's byte-level BPE: {what}" for what, is_so in unlike.items() if is_so]
+    own = [name for table in (added, vocab) for name, id in table.items() if id == end and name not in rank]
+    ends = [table[name] for name in (*own, END_OF_TEXT) for table in (added, vocab) if name in table]
+    problems = []
+    if len(single) < 256:
+        problems.append(f"it has {len(single)} of the 256 single bytes")
+    if not ends:
+        problems.append(f"it has no {END_OF_TEXT}")
+    if rank.keys() & {END_OF_TEXT, *added}:
+        problems.append("a token that it makes by merging is also an added one")
     if problems:
-        raise UserError(*problems)
+        raise UserError(*(f"its tokenizer is not GPT-2's byte-level BPE: {problem}" for problem in problems))
     if rank.keys() - vocab.keys():
         raise ValueError(f"the merges make {min(rank.keys() - vocab.keys())!r}, which has no id")
     ids = [*(vocab[name] for name in names), ends[0]]
     if len(set(ids)) < len(ids) or not all(type(id) is int and id >= 0 for id in ids):
         raise ValueError("a token is there twice, or an id is none")
+    others = sorted(name for name, id in added.items() if id != ends[0])
+    if others:
+        shown = ", ".join(map(repr, others[:5])) + (" and others" if len(others) > 5 else "")
+        note(f"tokens that were added to its vocabulary are ordinary text from now on: {shown}")
     tokenizer = Tokenizer(f"imported-{len(ids)}", [b"".join(byte_of[letter] for letter in name) for name in names])
     if tokenizer.merges() != [(rank[left], rank[right]) for left, right in pairs]:
         raise ValueError("it has a merge whose two parts never stand beside each other")
@@ -299,7 +343,7 @@ def _read_safetensors(path: Path) -> Iterable[tuple[str, Tensor]]:
     try:
         from safetensors.torch import load_file
     except ModuleNotFoundError as error:
-        mend = 'in this project, python -m pip install -e ".[export]"'
+        mend = f"{python()} -m pip install safetensors"
         raise UserError(f"{path.name} needs the Python package safetensors, which is not installed: {mend}") from error
     try:
         return load_file(path).items()
@@ -309,13 +353,10 @@ def _read_safetensors(path: Path) -> Iterable[tuple[str, Tensor]]:
 
 def _read_pickle(path: Path) -> Iterable[tuple[str, Tensor]]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with path.open("rb") as file:
-                if file.read(2) == b"PK":  # before PyTorch 1.6 it was no zip archive, and had no checksums
-                    checkpoint.check_records(file)
-                file.seek(0)
-                return {**torch.load(file, map_location="cpu", weights_only=True)}.items()
+        with path.open("rb") as file:
+            archive = file.read(2) == b"PK"
+            file.seek(0)
+            return {**load_safely(file, archive=archive)}.items()
     except Exception as error:  # a damaged file can fail in any part of the reader
         reason = "it may be truncated or damaged, or hold code, none of which was run"
         raise UserError(f"its {path.name} cannot be opened safely: {reason} ({type(error).__name__})") from error

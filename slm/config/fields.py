@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
+import shutil
 import sys
 import types
 import typing
@@ -16,7 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
+from slm.errors import UserError
+
 T = TypeVar("T")
+SCRIPTS = ("train", "generate", "evaluate", "export", "serve")  # the commands that have one
 
 
 def flag(
@@ -64,6 +69,9 @@ class Settings:
     """The settings of a command, or a part of them that several share."""
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ()  # flags whose values may also be given without their names, in order
+    HEADINGS: ClassVar[Mapping[str, str]] = {}  # first flag of a group in --help -> its heading
+    EXAMPLE: ClassVar[str] = ""  # what follows the command's name
+    MEANINGLESS: ClassVar[frozenset[str]] = frozenset()  # inherited flags that change nothing here, and are refused
 
     @classmethod
     def defaults(cls, given: Mapping[str, object]) -> Mapping[str, object]:
@@ -83,6 +91,9 @@ class Settings:
                 yield from value.problems()
             elif isinstance(value, int | float) and not entry.metadata["bounds"].admit(value):
                 yield f"--{flag_name(entry)} must be {entry.metadata['bounds']}, not {value}"
+
+
+S = TypeVar("S", bound=Settings)
 
 
 class Flag(NamedTuple):
@@ -131,6 +142,23 @@ def build(config_class: type[T], values: Mapping[str, object]) -> T:
     return config_class(**arguments)
 
 
+def checked(config_class: type[S], values: Mapping[str, object]) -> S:
+    """An instance from `values`. Raises UserError where one is of a wrong type or out of bounds."""
+    kinds = flags(config_class)
+    wrong = [
+        f"{name} must be {expected(kinds[name].kind)}, not {value!r}"
+        for name, value in values.items()
+        if not fits(kinds[name].kind, value)
+    ]
+    if wrong:
+        raise UserError(*wrong)
+    config = build(config_class, values)
+    problems = list(config.problems())
+    if problems:
+        raise UserError(*problems)
+    return config
+
+
 def parse(kind: Any, text: str) -> object:
     """`text` as a value of the type `kind`: int, float, bool, str, Literal[...], one of these with None or in a tuple.
 
@@ -156,7 +184,7 @@ def fits(kind: Any, value: object) -> bool:
     if typing.get_origin(kind) is tuple:
         return isinstance(value, tuple | list) and all(fits(typing.get_args(kind)[0], each) for each in value)
     if typing.get_origin(kind) is Literal:
-        return value in typing.get_args(kind)
+        return isinstance(value, str) and value in typing.get_args(kind)
     return type(value) is kind or (kind is float and type(value) is int)
 
 
@@ -178,8 +206,25 @@ def _without_none(kind: Any) -> tuple[Any, bool]:
 
 
 def command(name: str) -> str:
-    """How the user runs the command `name`: as they ran this one, by its script, as a module or installed."""
+    """How the user runs the command `name`, to be pasted: as this one, by its script, as a module or installed."""
     called = Path(sys.argv[0])
-    if called.name == "__main__.py":
-        return f"python -m slm {name}"
-    return f"python {name}.py" if called.suffix == ".py" else f"slm {name}"
+    if called.name == "__main__.py" or (called.suffix == ".py" and not {name, called.stem} <= set(SCRIPTS)):
+        return f"{python()} -m slm {name}"
+    if called.suffix == ".py":
+        return f"{python()} {name}.py"
+    return f"{_on_path('slm', called) if called.stem == 'slm' else 'slm'} {name}"
+
+
+def python() -> str:
+    """How the user starts this Python: `python`, or its path where that is another, as outside of an environment."""
+    if sys.prefix == sys.base_prefix:  # not in an environment
+        return "python" if shutil.which("python") or not shutil.which("python3") else "python3"
+    return _on_path("python", Path(sys.executable))
+
+
+def _on_path(name: str, program: Path) -> str:
+    """`name` where that starts `program`, else the path of it, from the current folder if it is below."""
+    found = shutil.which(name)
+    if not program.is_absolute() or (found and Path(found).parent == program.parent):
+        return name
+    return shlex.quote(str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program))

@@ -32,8 +32,9 @@ class ModelConfig(Settings):
         """One line for each value that cannot be used, with the mend."""
         yield from super().problems()
         if self.n_head > 0 and self.n_embd % self.n_head:
-            near = max(self.n_head, round(self.n_embd / self.n_head) * self.n_head)
-            yield f"--n_embd {self.n_embd} is not divisible by --n_head {self.n_head}: try --n_embd {near}"
+            around = (n for step in range(1, 1024) for n in (self.n_head - step, self.n_head + step))
+            near = next((n for n in around if n > 0 and self.n_embd % n == 0), 1)
+            yield f"--n_embd {self.n_embd} is not divisible by --n_head {self.n_head}: try --n_head {near}"
         if self.vocab_size < 257:
             yield f"--vocab_size must be at least 257 (256 bytes and the end of text), not {self.vocab_size}"
 

@@ -15,8 +15,10 @@ Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Errors = Literal["strict", "replace"]
 
-DATASET = "file, folder or glob of .txt .jsonl .json .csv .parquet; a hub data set; tinystories; stories: built in"
-TEXT_FIELD = "the field that holds the text in .jsonl, .json, .csv, .parquet and hub data sets"
+DATASET = (
+    "file, folder or glob of .txt .jsonl .json .csv .parquet; the hub's owner/name; tinystories; stories: built in"
+)
+TEXT_FIELD = "the field that holds the text of rows; a,b: several joined; a.b: b inside of a; a chat becomes turns"
 ERRORS = "bytes that are not in the encoding: stop, or read them as U+FFFD"
 ENCODING = "encoding of local files: utf-8, utf-16, cp1252, gb18030 or another that Python knows"
 CACHE_DIR = "folder that keeps token files for the next run"
@@ -44,6 +46,17 @@ class TrainConfig(Settings):
     """Train a small GPT on a text and keep the best checkpoint."""
 
     POSITIONAL: ClassVar[tuple[str, ...]] = ("dataset",)
+    HEADINGS: ClassVar[Mapping[str, str]] = {
+        "preset": "defaults",
+        "dataset": "text",
+        "vocab_size": "model",
+        "epochs": "length of the run",
+        "batch_size": "learning",
+        "precision": "machine",
+        "seed": "repeating and watching a run",
+        "init_from": "files",
+    }
+    EXAMPLE: ClassVar[str] = "book.txt --max_minutes 10 --out_dir runs/book"
 
     preset: str = flag("small", "named defaults that other flags override: tiny, small, gpt2, gpt2-medium")
     data: DataConfig = field(default_factory=DataConfig)
@@ -98,7 +111,7 @@ class TrainConfig(Settings):
 
     eval_every: int | None = flag(None, "optimizer steps between evaluations; default: 20 in a run", at_least=1)
     eval_batches: int | None = flag(
-        None, "batches of each split in an evaluation; default: as many as take under 5 % of the run", at_least=1
+        None, "batches of validation text in an evaluation; default: as many as take under 5 % of the run", at_least=1
     )
     save_every: float = flag(5.0, "minutes between saves of last.pt, from which --resume continues", above=0)
     max_rollbacks: int = flag(
@@ -157,6 +170,17 @@ class TrainConfig(Settings):
 class FindRateConfig(TrainConfig):
     """Try several peak learning rates in short runs, and plot how they end."""
 
+    HEADINGS: ClassVar[Mapping[str, str]] = {
+        **TrainConfig.HEADINGS,
+        "epochs": "length of the run that the rate is for, from which the batch size follows",
+        "trials": "trials",
+    }
+    EXAMPLE: ClassVar[str] = "book.txt --out_dir runs/rates"
+    MEANINGLESS: ClassVar[frozenset[str]] = frozenset({
+        "patience", "min_lr", "parallel", "profile", "deterministic", "eval_every", "eval_batches", "save_every",
+        "max_rollbacks", "tensorboard", "export", "resume", "overwrite",
+    })  # fmt: skip
+
     trials: int = flag(7, "rates to try, each twice the one before, the default one in the middle", at_least=1)
     trial_steps: int = flag(100, "optimizer steps of each, warm-up and decay included", at_least=1)
     out_dir: str = flag(".", "folder for learning_rate.png")
@@ -171,5 +195,17 @@ class FindRateConfig(TrainConfig):
         yield from super().problems()
         if processes().world > 1:
             yield "find-lr runs in one process: start it without torchrun"
-        if self.resume:
-            yield "--resume is for training: leave it out"
+
+
+@dataclass(frozen=True)
+class DoctorConfig(Settings):
+    """Time this machine: what it would choose, how fast the default model learns on it, and how long a text takes."""
+
+    POSITIONAL: ClassVar[tuple[str, ...]] = ("dataset",)
+    HEADINGS: ClassVar[Mapping[str, str]] = {"dataset": "text", "precision": "machine"}
+    EXAMPLE: ClassVar[str] = "book.txt"
+
+    data: DataConfig = field(default_factory=DataConfig)
+    precision: Precision = flag("auto", PRECISION)
+    device: Device = flag("auto", "the device to time; auto: a GPU where there is one")
+    json: bool = flag(False, "print JSON, for a report of a problem")

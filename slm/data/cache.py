@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -23,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from slm.data.source import reason
+from slm.data.source import note, reason
 from slm.errors import UserError
 from slm.files import checksum, publishing, take_lock, user_path
 
@@ -40,8 +41,11 @@ def open_cache(cache_dir: str) -> Path:
     path = user_path(cache_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        open_to_all = sys.platform != "win32" and path.stat().st_mode & stat.S_IWOTH
     except (OSError, ValueError) as error:
         raise _unwritable(path, error) from error
+    if open_to_all:
+        note(f"every user of this machine can change the token files in --cache_dir {path}")
     return path
 
 

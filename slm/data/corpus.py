@@ -33,7 +33,7 @@ from slm.data.encoding import (
     write_tokens,
 )
 from slm.data.source import Source
-from slm.data.sources import open_source, validation_source
+from slm.data.sources import how_to_read, open_source, validation_source
 from slm.data.tokenizer import Tokenizer
 
 
@@ -55,24 +55,19 @@ def prepare(config: DataConfig, vocab_size: int, tokenizer: Tokenizer | None = N
 
     Raises UserError where the text cannot be read, or is too short to divide.
     """
-    source = open_source(config.dataset, text_field=config.text_field, errors=config.errors, encoding=config.encoding)
+    how = how_to_read(config)
+    source = open_source(config.dataset, **how, held_out=False)
     if config.val_dataset is None:
-        val_source = validation_source(config.dataset, text_field=config.text_field)
+        val_source = validation_source(config.dataset, **how)
     else:
-        val_source = open_source(
-            config.val_dataset,
-            text_field=config.text_field,
-            errors=config.errors,
-            encoding=config.encoding,
-            held_out=True,
-        )
+        val_source = open_source(config.val_dataset, **how, held_out=True)
     new = _NewCorpus(source, val_source, config, vocab_size, tokenizer, open_cache(config.cache_dir))
     if not has_folder(new.cache, new.facts()):
         new.encode_parts()
     folder = get_folder(new.cache, new.facts(), new.write)
 
     tokenizer = _read_tokenizer(folder)
-    train, val = read_tokens(folder, "train"), read_tokens(folder, "val")
+    train, val = (read_tokens(folder, split, tokenizer.vocab_size) for split in ("train", "val"))
     if val_source:
         description = f"{source.description}; validation: {val_source.description}"
         return Corpus(train, val, tokenizer, description, folder.name)

@@ -70,7 +70,7 @@ def encode(source: Source, tokenizer: Tokenizer, cache_dir: str) -> Tokens:
     def make(folder: Path) -> None:
         write_tokens(folder, source, tokenizer, cache=cache)
 
-    return read_tokens(get_folder(cache, facts, make), "train")
+    return read_tokens(get_folder(cache, facts, make), "train", tokenizer.vocab_size)
 
 
 # --- On all cores ---
@@ -197,15 +197,27 @@ def _join_parts(folder: Path, parts: list[Path], names: dict[str, str]) -> None:
         (folder / f"{ours}.json").write_text(json.dumps(asdict(whole)))
 
 
-def read_tokens(folder: Path, split: str) -> Tokens:
-    """The token files of `split`, memory-mapped. Raises UserError where they are damaged."""
+def read_tokens(folder: Path, split: str, vocab_size: int) -> Tokens:
+    """The token files of `split`, memory-mapped. Raises UserError where they are damaged, or not of this vocabulary."""
     with reporting_damage(folder):
         facts = _Facts(**json.loads((folder / f"{split}.json").read_text()))
         dtype = np.dtype(facts.dtype)
         if facts.tokens * dtype.itemsize != (folder / f"{split}.bin").stat().st_size:
             raise ValueError(f"{split}.bin does not have the size that {split}.json gives")
+        largest = _largest_id(folder / f"{split}.bin", dtype)
+        if largest >= vocab_size:  # whoever can write to the cache can write checksums, too
+            raise ValueError(f"{split}.bin has the token {largest}, and the vocabulary {vocab_size}")
         ids = np.memmap(folder / f"{split}.bin", dtype=dtype, mode="r") if facts.tokens else np.zeros(0, dtype=dtype)
         return Tokens(ids, facts.documents, facts.text_bytes)
+
+
+def _largest_id(path: Path, dtype: np.dtype[Any]) -> int:
+    """The largest id in a .bin file, 0 where it is empty. It is read: all of a map would count as memory in use."""
+    largest = 0
+    with path.open("rb") as file:
+        while len(block := np.fromfile(file, dtype=dtype, count=1 << 20)):
+            largest = max(largest, int(block.max()))
+    return largest
 
 
 def _with_split(source: Source, in_val: Choice | None) -> Iterator[tuple[Piece, int]]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
 from slm.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+ROW_LIMIT = 1 << 26  # characters of a row, and of white space in a row; other text is cut before it is that long
 
 # Where a long document is cut, in characters from the start of a piece: at a blank line from LEAST on, at any white
 # space from LONG on, anywhere at MOST.
@@ -50,11 +53,23 @@ class Source:
     parts: Callable[[int], list[Source]] | None = None  # None: it can only be read as a whole
 
 
-def pieces_of(blocks: Iterable[str]) -> Iterator[Piece]:
-    """The pieces of a text that arrives in blocks of any length, which may end anywhere."""
+def pieces_of(blocks: Iterable[str], where: str = "the text") -> Iterator[Piece]:
+    """The pieces of a text that arrives in blocks of any length, which may end anywhere.
+
+    Raises UserError where more than ROW_LIMIT of white space follows a text: it may or may not be the document's end.
+    where: names the text for the user.
+    """
     rest, starts_document = "", True
+    space: list[str] = []  # blocks of white space that follow `rest`
     for block in chain(blocks, (END_OF_TEXT,)):
-        *documents, rest = (rest + block).split(END_OF_TEXT)
+        if block.isspace():
+            if rest:
+                space.append(block)
+                if len(space) * len(block) > ROW_LIMIT and sum(map(len, space)) > ROW_LIMIT:
+                    raise UserError(f"{where} has {ROW_LIMIT >> 20} MB of white space in a row: remove it")
+            continue
+        *documents, rest = "".join([rest, *space, block]).split(END_OF_TEXT)
+        space = []
         for document in documents:
             text = (document.lstrip() if starts_document else document).rstrip()
             start = 0
@@ -93,7 +108,7 @@ def pieces_of_rows(rows: Iterable[object], where: str) -> Iterator[Piece]:
             yield from pieces_of([row.replace("\r\n", "\n").replace("\r", "\n") if "\r" in row else row])
         elif row is not None:
             problem = f"row {number:,} of {where} holds a value of type {type(row).__name__}, not text"
-            raise UserError(f"{problem}: mend that row, or choose another field with --text_field")
+            raise UserError(f"{problem}: fix that row, or choose another field with --text_field")
 
 
 def not_empty(pieces: Iterable[Piece], description: str) -> Iterator[Piece]:
@@ -111,8 +126,14 @@ def digest(*facts: object) -> hashlib.blake2b:
     return hashlib.blake2b(repr(facts).encode(), digest_size=16)
 
 
+@cache
+def note(line: str) -> None:
+    """Print a line to stderr, once: a text is read several times."""
+    print(f"note: {line}", file=sys.stderr)
+
+
 def unreadable(name: str, error: Exception) -> UserError:
-    """What the user is told of a file or folder that cannot be read."""
+    """What the user reads about a file or folder that cannot be read."""
     denied = isinstance(error, PermissionError)
     mend = "give yourself permission to read it" if denied else "make sure that it is complete and named correctly"
     return UserError(f"cannot read {name}: {reason(error)}; {mend}")

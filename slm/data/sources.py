@@ -6,42 +6,62 @@ import codecs
 import difflib
 import re
 from encodings import aliases
+from typing import Any
 
+from slm.config.train import DataConfig
+from slm.config.use import EvaluateConfig
 from slm.data import stories
-from slm.data.files import files_source, is_local
-from slm.data.hub import hub_name, hub_source, hub_validation
+from slm.data.cache import open_cache
+from slm.data.files import files_source, has_validation_files, is_local
+from slm.data.hub import KNOWN, HubName, hub_name, hub_source, hub_validation
 from slm.data.source import Source, digest, pieces_of_rows, unreadable
 from slm.errors import UserError
-from slm.files import user_path
+from slm.files import did_you_mean, user_path
+
+
+def how_to_read(config: DataConfig | EvaluateConfig) -> dict[str, Any]:
+    """The keywords of `open_source` and `validation_source` that a command's flags give."""
+    return {name: getattr(config, name) for name in ("text_field", "errors", "encoding", "cache_dir")}
 
 
 def open_source(
-    dataset: str, *, text_field: str = "text", errors: str = "strict", encoding: str = "utf-8", held_out: bool = False
+    dataset: str,
+    *,
+    text_field: str = "text",
+    errors: str = "strict",
+    encoding: str = "utf-8",
+    cache_dir: str = DataConfig.cache_dir,
+    held_out: bool = False,
 ) -> Source:
-    """Find `dataset`: a path, a glob, `stories`, `stories:N`, `tinystories` or the hub's owner/name, a path first.
+    """Find `dataset`: a path, a glob, `stories`, `stories:N`, or a data set of the hub, a path first.
 
     text_field: the field or column of JSON, CSV, Parquet and hub data sets that holds the text.
     errors: "strict", "replace" or "ignore" for bytes that are not in `encoding`, the name of one that Python knows.
+    cache_dir: where the text of a data set of the hub is kept, which is fetched if it is not there.
     held_out: the text is for measuring a model: the hub's validation split if it has one, other built-in stories.
 
-    Raises UserError where there is no such data set, or its files cannot be read. The hub is only contacted for the
-    names of splits; whether it has the data set shows when `pieces()` is called.
+    Raises UserError where there is no such data set, or its files cannot be read.
     """
     if errors not in ("strict", "replace", "ignore"):
         raise UserError(f"errors is {errors!r}: choose strict, replace or ignore")
     try:
         if re.match("https?://", dataset):
             raise UserError(f"{dataset} is an address, not a path: download the file first, and pass its path")
+        if name := _on_hub(dataset):
+            how = (text_field, errors, _encoding(encoding), open_cache(cache_dir))
+            return hub_source(name, *how, held_out=held_out)
         if is_local(dataset):
-            return files_source(dataset, text_field, errors, _encoding(encoding))
+            return files_source(dataset, text_field, errors, _encoding(encoding), held_out)
         if dataset == "stories" or dataset.startswith("stories:"):
             return _stories_source(dataset, seed=int(held_out))
-        if name := hub_name(dataset):
-            split = hub_validation(name) if held_out else None
-            return hub_source(name, split or "train", text_field)
         raise _missing(dataset)
     except OSError as error:
         raise unreadable(dataset, error) from error
+
+
+def _on_hub(dataset: str) -> HubName | None:
+    """What `dataset` means on the hub, None where it is a path here, or looks like one."""
+    return None if user_path(dataset).exists() else hub_name(dataset)
 
 
 def _encoding(name: str) -> str:
@@ -63,16 +83,23 @@ def _encoding(name: str) -> str:
     return found.name
 
 
-def validation_source(dataset: str, *, text_field: str = "text") -> Source | None:
-    """The validation split that `dataset` itself has; None for files, built-in stories and where it has none.
+def validation_source(
+    dataset: str,
+    *,
+    text_field: str = "text",
+    errors: str = "strict",
+    encoding: str = "utf-8",
+    cache_dir: str = DataConfig.cache_dir,
+) -> Source | None:
+    """The validation split that `dataset` itself has, a folder by the names of its files; None where it has none.
 
-    Raises UserError where the hub cannot be asked for the splits; `tinystories` is known to have one.
+    Raises UserError where it cannot be read.
     """
-    name = None if is_local(dataset) else hub_name(dataset)
-    if name is None:
-        return None
-    split = hub_validation(name)
-    return hub_source(name, split, text_field) if split else None
+    if name := _on_hub(dataset):
+        return hub_validation(name, text_field, errors, _encoding(encoding), open_cache(cache_dir))
+    if is_local(dataset) and has_validation_files(dataset):
+        return open_source(dataset, text_field=text_field, errors=errors, encoding=encoding, held_out=True)
+    return None
 
 
 def _stories_source(dataset: str, seed: int) -> Source:
@@ -87,8 +114,5 @@ def _stories_source(dataset: str, seed: int) -> Source:
 
 def _missing(dataset: str) -> UserError:
     path = user_path(dataset)
-    names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    names += ["stories", "tinystories"] if path.name == dataset else []
-    close = [str(path.parent / name) for name in difflib.get_close_matches(path.name, names)]
-    mend = f"did you mean {' or '.join(close)}?" if close else "give the path of a text, or pass --dataset stories"
-    return UserError(f"no file or folder {dataset}: {mend}")
+    mend = did_you_mean(path, ["stories", *KNOWN] if path.name == dataset else [])
+    return UserError(f"no file or folder {dataset}: {mend or 'give the path of a text, or pass --dataset stories'}")

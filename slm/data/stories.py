@@ -36,7 +36,7 @@ def story(seed: int, index: int) -> str:
 
 
 def stories(count: int, seed: int = 0) -> Iterator[str]:
-    """The first `count` stories of the corpus that `seed` names, each told when it is asked for."""
+    """The first `count` stories of the corpus that `seed` names, each written when it is read."""
     return (story(seed, index) for index in range(count))
 
 

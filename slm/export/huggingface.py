@@ -1,8 +1,9 @@
-"""Hugging Face: a folder that transformers loads as GPT-2, and that other tools take as one.
+"""Hugging Face: a folder that transformers and transformers.js load as GPT-2, and that other tools take as one.
 
 config.json, generation_config.json      the shape
 model.safetensors                        the weights; the output layer is the token embedding and not stored again
 tokenizer.json, tokenizer_config.json    the tokenizer; vocab.json and merges.txt are the same for older tools
+onnx/model.onnx, model_quantized.onnx    what transformers.js runs: fp32 by default in Node, 8 bits in browsers
 README.md                                a model card with what was measured in training
 """
 
@@ -23,8 +24,10 @@ from slm.checkpoint.transformers import layout
 from slm.data.source import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
+from slm.export import onnx
 from slm.export.parts import compare, expected_logits, random_ids, weights
 
+ONNX = {"model.onnx": "onnx", "model_quantized.onnx": "web"}  # transformers.js' names -> our formats
 TEXTS = (
     "Once upon a time, there was a little girl who couldn't sleep; she'd seen 3 owls, hadn't she?",
     f"The end.{END_OF_TEXT}One day{END_OF_TEXT}{END_OF_TEXT} \n",
@@ -70,17 +73,27 @@ def write(loaded: Checkpoint, path: Path, format: str) -> None:
         **end,
     }
     _write_json(path / "config.json", shape)
-    _write_json(path / "generation_config.json", {**end, "pad_token_id": tokenizer.end_of_text})
+    generation = {**end, "pad_token_id": tokenizer.end_of_text, "max_length": config.context_length}
+    _write_json(path / "generation_config.json", generation)
     whole = tokenizer_json(tokenizer)
     _write_json(path / "tokenizer.json", whole)
     _write_json(path / "tokenizer_config.json", _tokenizer_config(tokenizer, config.context_length))
     _write_json(path / "vocab.json", whole["model"]["vocab"])
     _write_text(path / "merges.txt", "\n".join(["#version: 0.2", *whole["model"]["merges"], ""]))
     _write_text(path / "README.md", _card(loaded, path.name))
+    if sum(array.nbytes for array in ours.values()) < onnx.LARGEST:
+        (path / "onnx").mkdir()
+        for name, kind in ONNX.items():
+            onnx.write(loaded, path / "onnx" / name, kind)
 
 
 def check(loaded: Checkpoint, path: Path, format: str) -> str:
-    """Compare the logits and the tokens of awkward texts with those of transformers."""
+    """Compare the logits and the tokens of awkward texts with those of transformers, and run what is in onnx/."""
+    in_onnx = "; too large for transformers.js, so without onnx/"
+    if (path / "onnx").exists():
+        in_onnx = ""
+        for name, kind in ONNX.items():
+            onnx.check(loaded, path / "onnx" / name, kind)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _quiet():
@@ -98,7 +111,7 @@ def check(loaded: Checkpoint, path: Path, format: str) -> str:
             expected = loaded.tokenizer.encode(text).tolist()
             if tokenizer(text)["input_ids"] != expected or tokenizer.decode(expected) != text:
                 raise UserError(f"the exported tokenizer is not the same: it has other tokens for {text!r}")
-    return f"{found}, the same tokens of {len(TEXTS)} texts"
+    return f"{found}, the same tokens of {len(TEXTS)} texts{in_onnx}"
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -136,6 +149,8 @@ def _tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, An
         "bos_token": END_OF_TEXT,
         "eos_token": END_OF_TEXT,
         "unk_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "model_max_length": context_length,
     }

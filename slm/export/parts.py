@@ -41,7 +41,7 @@ def expected_logits(loaded: Checkpoint, ids: npt.NDArray[np.int64]) -> Array:
 
 
 def compare(actual: npt.NDArray[Any], expected: Array, tolerance: float = 1e-4) -> str:
-    """One line with the greatest difference of logits, each (..., V).
+    """Compare logits, each (..., V), by their greatest difference; returns the result in words.
 
     The difference is relative to the largest logit where that is above 1. Raises UserError where it is above
     `tolerance`, or anything is not a number.
@@ -53,7 +53,7 @@ def compare(actual: npt.NDArray[Any], expected: Array, tolerance: float = 1e-4) 
             if actual.shape == expected.shape
             else f"the exported model is not the same: logits {actual.shape} instead of {expected.shape}"
         )
-    return f"logits within {difference:.1e} of PyTorch's on {expected.size // expected.shape[-1]} random tokens"
+    return "matches PyTorch"
 
 
 def compare_distributions(actual: npt.NDArray[Any], expected: Array, tolerance: float) -> str:
@@ -67,4 +67,4 @@ def compare_distributions(actual: npt.NDArray[Any], expected: Array, tolerance: 
     divergence = float((np.exp(log_p) * (log_p - log_q)).sum(-1).mean())
     if not divergence <= tolerance:
         raise UserError(f"the exported model is not the same: it diverges by {divergence:.2g} nats a token")
-    return f"within {divergence:.1e} nats of PyTorch's on {expected.size // expected.shape[-1]} random tokens"
+    return f"matches PyTorch but for rounding, which adds {divergence:.1e} nats a token"

@@ -9,12 +9,13 @@ from collections.abc import Iterable, Sequence
 
 from slm.config.use import GenerateConfig
 from slm.cores import fast_threads
+from slm.data.source import END_OF_TEXT
 from slm.errors import UserError
 from slm.files import user_path
-from slm.inference.generator import Token
+from slm.inference.continuation import Token
 from slm.inference.text import BATCH, TextModel, load
 
-ALTERNATIVES = 5  # that --logprobs tells with each token
+ALTERNATIVES = 5  # that --logprobs prints with each token
 
 
 def main(config: GenerateConfig) -> None:
@@ -22,11 +23,13 @@ def main(config: GenerateConfig) -> None:
     prompts = [config.prompt] if config.prompt_file is None else read_prompts(config.prompt_file)
     count = len(prompts) * config.num_samples
     model = load(config.model_path, device=config.device, threads=config.threads or fast_threads(count))
+    if model.caution:
+        print(model.caution, file=sys.stderr)
     if config.interactive:
         interactive(model, config)
         return
     for prompt in prompts:
-        tokens = len(model.encode(prompt))
+        tokens = len(model.read(prompt).ids)
         if tokens > model.context_length:
             note = f"note: of the prompt's {tokens} tokens the model reads the last {model.context_length}"
             print(note, file=sys.stderr)
@@ -56,7 +59,7 @@ def read_prompts(prompt_file: str) -> list[str]:
 def grow(model: TextModel, prompt: str, config: GenerateConfig) -> None:
     """Show one text as it is written."""
     _show(shown(model, prompt))
-    for piece in model.write([prompt], config):
+    for _, piece in model.write([prompt], config):
         _show(piece.text)
     _show("\n")
 
@@ -64,7 +67,7 @@ def grow(model: TextModel, prompt: str, config: GenerateConfig) -> None:
 def whole(model: TextModel, prompts: Sequence[str], config: GenerateConfig) -> None:
     """Show each text when all of its batch are written.
 
-    With --logprobs, the tokens that make up a stop string are listed, though the text ends before it.
+    With --logprobs, the tokens that a text ends before are listed too: those of a stop string, and the end of text.
     """
     count = len(prompts) * config.num_samples
     texts = [""] * count
@@ -80,21 +83,22 @@ def whole(model: TextModel, prompts: Sequence[str], config: GenerateConfig) -> N
                 _show(f"--- {number + 1} of {count} ---\n{prompt}{text}\n\n")
 
     done = 0
-    for piece in model.write(prompts, config, ALTERNATIVES if config.logprobs else None):
-        batch_begins = piece.number // BATCH * BATCH
+    for number, piece in model.write(prompts, config, ALTERNATIVES if config.logprobs else None):
+        batch_begins = number // BATCH * BATCH
         show(range(done, batch_begins))
         done = max(done, batch_begins)
-        texts[piece.number] += piece.text
-        if piece.token is not None:
-            tokens[piece.number].append(piece.token)
+        texts[number] += piece.text
+        tokens[number].append(piece.token)
     show(range(done, count))
 
 
 def explained(model: TextModel, tokens: Sequence[Token]) -> list[dict[str, object]]:
     """Tokens for JSON, with probabilities from 0 to 1; half a character is shown as U+FFFD."""
+    tokenizer = model.tokenizer
 
     def entry(id: int, logprob: float | None) -> dict[str, object]:
-        return {"token": model.tokenizer.decode([id]), "id": id, "probability": math.exp(logprob or 0.0)}
+        name = END_OF_TEXT if id == tokenizer.end_of_text else tokenizer.decode([id])
+        return {"token": name, "id": id, "probability": math.exp(logprob or 0.0)}
 
     return [
         {**entry(token.id, token.logprob), "alternatives": [entry(*other) for other in token.alternatives]}
@@ -120,7 +124,7 @@ def interactive(model: TextModel, config: GenerateConfig) -> None:
 
 def shown(model: TextModel, prompt: str) -> str:
     """`prompt` as the model reads it, whatever bytes it came in."""
-    return model.tokenizer.decode(model.encode(prompt))
+    return model.tokenizer.decode(model.tokenizer.encode(prompt).tolist())
 
 
 def _show(text: str) -> None:

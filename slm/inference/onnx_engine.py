@@ -5,61 +5,20 @@ Legend: B sequences, T tokens, P tokens in the cache, H heads, D head width, V v
 
 from __future__ import annotations
 
-import base64
 import functools
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 from onnxruntime import OrtValue
 
 from slm.cores import fast_threads
-from slm.data.tokenizer import Tokenizer
-from slm.errors import UserError
-from slm.files import checksum
+from slm.errors import UserError, first_line
 from slm.inference.generator import Ids
+from slm.inference.onnx_file import open_session
 from slm.inference.sampling import Logits
-
-METADATA, VERSION = "small-language-model", 1
-# What is appended to a file of ours: one more entry of its metadata, as protobuf writes that (field 14 of the model: a
-# message of 20 bytes, its key of 8 bytes, its value of 8), which any reader takes for a part of the model.
-SEAL = b"\x72\x14\x0a\x08checksum\x12\x08"
-
-
-def describe(tokenizer: Tokenizer, context_length: int, facts: Mapping[str, Any]) -> dict[str, str]:
-    """The metadata of an ONNX file of ours, from which `OnnxEngine` knows tokenizer, context and facts."""
-    state = {
-        name: [value.dtype.str, base64.b64encode(value.tobytes()).decode()] if isinstance(value, np.ndarray) else value
-        for name, value in tokenizer.to_state().items()
-    }
-    about = {"version": VERSION, "context_length": context_length, "tokenizer": state, "facts": dict(facts)}
-    return {METADATA: json.dumps(about)}
-
-
-def seal(path: Path) -> None:
-    """Append the file's own checksum to it."""
-    value = checksum(path)
-    with path.open("ab") as file:
-        file.write(SEAL + value.encode())
-
-
-def _check_seal(path: Path) -> bool:
-    """Whether the file has a seal at its end. Raises UserError where that is not the seal of what stands before it."""
-    with path.open("rb") as file:
-        size = max(0, file.seek(0, os.SEEK_END) - len(SEAL) - 8)
-        file.seek(size)
-        end = file.read()
-    if not end.startswith(SEAL):
-        return False
-    if end[len(SEAL) :] != checksum(path, size).encode():
-        raise UserError(f"{path} is damaged, or another program has changed it: export it again")
-    return True
 
 
 class OnnxEngine:
@@ -73,65 +32,18 @@ class OnnxEngine:
 
     def __init__(self, path: Path, *, threads: int | None = None):
         self._path = path
-        if not path.is_file():
-            raise UserError(f"no model {path}: make one with `python export.py`, or name another with --model_path")
-        if not os.access(path, os.R_OK):
-            raise UserError(f"cannot read {path}: permission denied")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised
-        options.intra_op_num_threads = threads or fast_threads(1)
-        sealed = _check_seal(path)  # a damaged graph could crash what reads it
-        try:
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
-        except Exception as error:  # a damaged file can fail in any part of the reader
-            raise UserError(f"{path} is not an ONNX model that can be opened: {_first_line(error)}") from error
-        try:
-            self._read_description()
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{path} is damaged: {type(error).__name__}: {_first_line(error)}") from error
-        if not sealed:
-            raise UserError(f"{path} has lost its checksum, or is of an early version: export it again")
+        self.session, about = open_session(path, threads or fast_threads(1))
+        self.tokenizer, self.context_length, self.facts = about.tokenizer, about.context_length, about.facts
+        self._heads, self._width = about.heads, about.width
+        C, layers = self._heads * self._width, about.layers
+        rows = self.tokenizer.vocab_size + self.context_length + 2
+        self.parameters = rows * C + layers * (12 * C * C + 13 * C)  # of a GPT-2
+        self._past = [f"past_key_values.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+        self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._past)]
+        self._last_only = {"logits_to_keep": np.ones(1, dtype=np.int64)} if about.can_skip_logits else {}
         # Of each sequence the cache that it is in, and its row there; `_together` brings them together for a token.
         self._batch: list[tuple[_Cache, int]] = []
         self._room = [np.empty(0, dtype=np.float32) for _ in self._past]  # to do so in, used again and again
-
-    def _read_description(self) -> None:
-        """What inputs, outputs and metadata say. Raises UserError, or whatever else damage leads to."""
-        path, session = self._path, self.session
-        inputs = {each.name: each.shape for each in session.get_inputs()}
-        self._past = [name for name in inputs if name.startswith("past_key_values.")]
-        missing = {"input_ids", "attention_mask", "position_ids"} - inputs.keys()
-        if missing or not self._past:
-            lacking = sorted(missing) or ["past_key_values.0.key"]
-            raise UserError(f"{path} is no model of this project: its graph has no input {', '.join(lacking)}")
-        content = session.get_modelmeta().custom_metadata_map.get(METADATA)
-        if content is None:
-            raise UserError(f"{path} holds no tokenizer: it was not written by this project")
-        about = json.loads(content)
-        if about["version"] != VERSION:
-            raise UserError(f"{path} has format version {about['version']!r}; this program reads version {VERSION}")
-        state = {
-            name: np.frombuffer(base64.b64decode(value[1]), dtype=value[0]) if isinstance(value, list) else value
-            for name, value in about["tokenizer"].items()
-        }
-        self.tokenizer = Tokenizer.from_state(state)
-        self.context_length, self.facts = int(about["context_length"]), dict(about["facts"])
-        vocab_size = session.get_outputs()[0].shape[-1]
-        if vocab_size != self.tokenizer.vocab_size:
-            raise ValueError(f"{vocab_size} logits for {self.tokenizer.vocab_size} tokens")
-        if self.context_length < 1:
-            raise ValueError(f"a context of {self.context_length} tokens")
-        _, heads, _, width = inputs[self._past[0]]
-        self._heads, self._width = int(heads), int(width)
-        C, layers = self._heads * self._width, len(self._past) // 2
-        self.parameters = (vocab_size + self.context_length + 2) * C + layers * (12 * C * C + 13 * C)  # of a GPT-2
-        optional = {each.name for each in session.get_overridable_initializers()}
-        self._last_only = {"logits_to_keep": np.ones(1, dtype=np.int64)} if "logits_to_keep" in optional else {}
-        self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._past)]
 
     def prefill(self, prompts: Sequence[Ids]) -> Logits:
         """Read new sequences of at least one token and add them to the batch's end: their next logits, (new, V).
@@ -168,7 +80,7 @@ class OnnxEngine:
     def all_logits(self, ids: Ids) -> Logits:
         """The logits of each next token of whole sequences: ids (B, T) -> (B, T, V). The batch stays as it is.
 
-        Raises UserError where the file tells those of the last token only, as one for browsers does.
+        Raises UserError where the file computes those of the last token only, as one for browsers does.
         """
         logits, _ = self._run(ids, self._empty(len(ids)), {})
         if logits.shape[1] != ids.shape[1]:
@@ -190,25 +102,36 @@ class OnnxEngine:
     def _together(self) -> tuple[_Cache, list[int]]:
         """One cache that has all sequences of the batch, and the row of each; rows that are nobody's have length 0.
 
-        While at least three quarters of it are in use, the cache of the first sequence is that: who leaves leaves a
-        row, which the next one who comes is written into. Else all is put together anew.
+        That is the cache of the first sequence where the others fit into it: who leaves leaves a row, which the next
+        one who comes is copied into. Else all are copied into a new one.
         """
         cache = self._batch[0][0]
-        rows = [row if of is cache else -1 for of, row in self._batch]
-        free = sorted(set(range(len(cache.lengths))) - set(rows))
-        longest = max(int(of.lengths[row]) for of, row in self._batch)
-        in_use = len(self._batch) - rows.count(-1) + len(free) == len(cache.lengths)  # false where one is there twice
-        full = 4 * len(self._batch) >= 3 * len(cache.lengths) and 4 * longest >= 3 * cache.width
-        if not (in_use and full and rows.count(-1) <= len(free) and longest <= cache.width and cache.writable):
+        if not self._fit_into(cache):
             return self._put_together(), list(range(len(self._batch)))
-        for place, (of, row) in enumerate(self._batch):
-            if rows[place] == -1:
-                rows[place] = free.pop()
-                length = cache.lengths[rows[place]] = of.lengths[row]
-                for target, source in zip(cache.arrays, of.arrays, strict=True):
-                    target[rows[place], :, cache.width - length :] = source[row, :, of.width - length :]
+        taken = {row for of, row in self._batch if of is cache}
+        free = [row for row in range(len(cache.lengths)) if row not in taken]
+        rows = []
+        for of, row in self._batch:
+            if of is not cache:
+                target, length = free.pop(), of.lengths[row]
+                for to, source in zip(cache.arrays, of.arrays, strict=True):
+                    to[target, :, cache.width - length :] = source[row, :, of.width - length :]
+                cache.lengths[target] = length
+                row = target
+            rows.append(row)
         cache.lengths[free] = 0
         return cache, rows
+
+    def _fit_into(self, cache: _Cache) -> bool:
+        """Whether the batch's sequences find room in `cache`, and it is not much larger than they need."""
+        inside = [row for of, row in self._batch if of is cache]
+        longest = max(int(of.lengths[row]) for of, row in self._batch)
+        return (
+            len(set(inside)) == len(inside)  # none is there twice
+            and 3 * len(cache.lengths) <= 4 * len(self._batch) <= 4 * len(cache.lengths)
+            and 3 * cache.width <= 4 * longest <= 4 * cache.width
+            and cache.writable
+        )
 
     def _put_together(self) -> _Cache:
         """A new cache of the batch's sequences, in their order."""
@@ -241,7 +164,7 @@ class OnnxEngine:
         try:
             logits, *present = self.session.run_with_ort_values(self._outputs, feeds)
         except Exception as error:
-            raise UserError(f"{self._path} cannot be run: {_first_line(error)}") from error
+            raise UserError(f"{self._path} cannot be run: {first_line(error)[:200]}") from error
         return logits.numpy(), _Cache(cache.lengths + T, present)
 
     def _empty(self, batch_size: int) -> _Cache:
@@ -265,7 +188,3 @@ class _Cache:
     def writable(self) -> bool:
         """Whether what is written into `arrays` is written into `values`."""
         return all(array.ctypes.data == value.data_ptr() for array, value in zip(self.arrays, self.values, strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -5,8 +5,8 @@ Legend: V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,13 +17,19 @@ STRETCH = 256  # tokens side by side that are looked at together
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to choose. temperature 0: the likeliest; top_k 0, top_p 1, min_p 0 and repetition_penalty 1: no limit."""
+    """How to choose. temperature 0: the likeliest; top_k 0, top_p 1, min_p 0 and repetition_penalty 1: no limit.
+
+    logit_bias: what is added to the logits of some tokens, by id.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
 def candidates(logits: Logits, how: Sampling) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
@@ -90,6 +96,17 @@ def penalise(logits: Logits, seen: npt.NDArray[np.bool_], penalty: float) -> Log
     Divided by `penalty` where positive, multiplied where negative (CTRL, Keskar et al., 2019).
     """
     return np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def biased(logits: Logits, written: npt.NDArray[np.int32], how: Sampling) -> Logits:
+    """Logits (V,) less frequency_penalty for each time that a token was written, and presence_penalty if it ever was.
+
+    written: how often each token was, (V,). Then logit_bias is added. All three are as in OpenAI's API.
+    """
+    less = how.frequency_penalty * written + how.presence_penalty * (written > 0)
+    result = logits - less.astype(np.float32)
+    result[list(how.logit_bias)] += np.array(list(how.logit_bias.values()), dtype=np.float32)
+    return result
 
 
 def choose(logits: Logits, how: Sampling, random: np.random.Generator) -> int:

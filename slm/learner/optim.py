@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn, optim
 
 from slm.learner.workers import divided_as, is_divided, whole
@@ -23,6 +24,8 @@ POLAR_EXPRESS = (
     (3.3184196573706015, -2.488488024314874, 0.51004894012372),
     (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
 )
+# What the optimizers keep for a parameter: averages of its shape, and AdamW the number of its steps, ().
+KEPT = {"AdamW": ("step", "exp_avg", "exp_avg_sq"), "Muon": ("momentum_buffer",)}
 MARGIN = 1.01  # the first step is divided by it, so that rounding does not push a value beyond what they converge for
 
 
@@ -52,7 +55,7 @@ class Muon(optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient; its update's root mean square is 0.2 lr, about AdamW's.
 
-        Of matrices divided among processes each has the whole update made, and changes its own part.
+        Several processes make the updates together. Of a matrix that is divided among them each changes its own part.
         """
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
@@ -71,13 +74,12 @@ class Muon(optim.Optimizer):
                 if is_divided(parameter):
                     to_change = torch.zeros_like(update)
                     changes.append((parameter, to_change))
-                for target, part in zip(
-                    to_change.split(n if m == 3 * n else m), update.split(n if m == 3 * n else m), strict=True
-                ):
+                height = n if m == 3 * n else m  # query, key and value are three matrices on top of each other
+                for target, part in zip(to_change.split(height), update.split(height), strict=True):
                     wide = part if len(part) <= n else part.T
                     by_shape.setdefault((wide.shape[0], wide.shape[1]), []).append((target, wide))
             for (_, longer), pairs in by_shape.items():
-                updates = orthogonal(torch.stack([part for _, part in pairs]), self.iterations, self.dtype)
+                updates = _orthogonal_together(torch.stack([part for _, part in pairs]), self.iterations, self.dtype)
                 for (target, _), update in zip(pairs, updates, strict=True):
                     lying = update if update.shape == target.shape else update.T
                     target.sub_(lying, alpha=0.2 * math.sqrt(longer) * group["lr"])
@@ -96,6 +98,20 @@ def orthogonal(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
         gram = x @ x.mT  # (K, m, m)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
+
+
+def _orthogonal_together(matrices: Tensor, iterations: int, dtype: torch.dtype) -> Tensor:
+    """The same, where each process of a run makes its share of the matrices and sends it to the others."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if world == 1:
+        return orthogonal(matrices, iterations, dtype)
+    share = -(-len(matrices) // world)
+    own = matrices[dist.get_rank() * share :][:share]  # of the last ones some have none
+    sent = matrices.new_zeros(share, *matrices.shape[1:], dtype=dtype)
+    sent[: len(own)] = orthogonal(own, iterations, dtype)
+    received = sent.new_empty(world * share, *matrices.shape[1:])
+    dist.all_gather_into_tensor(received.view(torch.uint8), sent.view(torch.uint8))  # gloo knows no bf16
+    return received[: len(matrices)]
 
 
 def make_optimizers(
@@ -125,3 +141,34 @@ def make_optimizers(
         fast = torch.float32 if dtype == torch.float32 else torch.bfloat16  # fp16 could overflow
         optimizers.append(Muon([group], dtype=fast))
     return optimizers
+
+
+def check_state(kept: Any, optimizer: optim.Optimizer, *, begun: bool) -> None:
+    """Raises ValueError where `kept` cannot be the state_dict of such an `optimizer`. begun: after its first step."""
+    groups = optimizer.state_dict()["param_groups"]
+    if not isinstance(kept, dict) or kept.keys() != {"state", "param_groups"}:
+        raise ValueError("an optimizer is not one's state")
+    saved = kept["param_groups"]
+    if not isinstance(saved, list) or len(saved) != len(groups):
+        raise ValueError(f"an optimizer does not have {len(groups)} groups of weights")
+    for group, own in zip(saved, groups, strict=True):
+        numbers = group.get("params") if isinstance(group, dict) else None
+        if not isinstance(numbers, list) or {*map(type, numbers)} != {int} or numbers != own["params"]:
+            raise ValueError("an optimizer is for other weights")
+        for name in own.keys() & group.keys():  # another version of PyTorch has others
+            value, found = own[name], group[name]
+            same = type(found) is type(value) or {type(found), type(value)} == {int, float}
+            if not same or (isinstance(value, tuple) and [*map(type, found)] != [*map(type, value)]):
+                raise ValueError(f"an optimizer's {name} is a {type(found).__name__}, or one of others")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    names, state = KEPT[type(optimizer).__name__], kept["state"]
+    if not isinstance(state, dict) or state.keys() != ({*range(len(parameters))} if state or begun else set()):
+        raise ValueError("an optimizer's averages are not those of the weights")
+    for number, of_one in state.items():
+        shape = parameters[number].shape
+        if not isinstance(of_one, dict) or {*of_one} != {*names}:
+            raise ValueError(f"an optimizer keeps other averages than {', '.join(names)}")
+        for name, value in of_one.items():
+            usable = isinstance(value, Tensor) and value.is_floating_point() and value.layout == torch.strided
+            if not usable or value.is_meta or value.shape != (() if name == "step" else shape):
+                raise ValueError(f"an optimizer's {name} does not fit weights of shape {tuple(shape)}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
 import time
 import uuid
@@ -26,7 +27,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from slm.cores import processes, usable_cores
-from slm.errors import UserError
+from slm.errors import UserError, first_line
 from slm.model.gpt import GPT
 
 T = TypeVar("T")
@@ -48,12 +49,13 @@ class Workers:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def __post_init__(self) -> None:
-        self._signs = dist.new_group(backend="gloo") if self.world > 1 else None  # for the barrier's thread
+        self.several = dist.is_initialized()  # there may also be a group of one process
+        self._signs = dist.new_group(backend="gloo") if self.several else None  # for the barrier's thread
         self.sharded: Any = None  # the model, where its weights are divided
 
     def broadcast(self, make: Callable[[], T]) -> T:
         """What `make` returns, or the UserError it raises, in the first process, for all; others do not call it."""
-        if self.world == 1:
+        if not self.several:
             return make()
         made: list[Any] = [None]
         with self.barrier():
@@ -76,15 +78,15 @@ class Workers:
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def _reduced(self, values: tuple[float, ...], by: Any) -> list[float]:
-        if self.world == 1:
+        if not self.several:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(tensor, by)
         return [float(value) for value in tensor]
 
     def mean(self, value: Tensor) -> Tensor:
-        """The mean of a scalar over the processes; stays on the device."""
-        if self.world > 1:
+        """The mean of each element over the processes; stays on the device."""
+        if self.several:
             dist.all_reduce(value)
             value /= self.world
         return value
@@ -95,7 +97,7 @@ class Workers:
 
         They exchange signs of life meanwhile, so that a process that is gone is noticed as soon as in training.
         """
-        if self.world == 1:
+        if not self.several:
             yield
             return
         done, errors = threading.Event(), []
@@ -121,7 +123,7 @@ class Workers:
 
     def shard(self, model: GPT, dtype: torch.dtype) -> None:
         """Divide the weights of `model` among the processes, where that is asked for. dtype: of the run's products."""
-        if self.world == 1 or self.parallel != "fsdp":
+        if not self.several or self.parallel != "fsdp":
             return
         if dtype == torch.float16:
             raise UserError("--parallel fsdp does not go with --precision fp16: take fp32, or ddp")
@@ -136,7 +138,7 @@ class Workers:
 
     def sharing_gradients(self, model: GPT, loss: Loss) -> Loss:
         """`loss`, a function of the weights of `model`, with gradients that become the mean over the processes."""
-        if self.world == 1 or self.sharded is not None:
+        if not self.several or self.sharded is not None:
             return loss
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(_Loss(model, loss), device_ids=devices, gradient_as_bucket_view=True)
@@ -204,13 +206,21 @@ def optimizer_state(kept: Mapping[str, Any], optimizer: torch.optim.Optimizer) -
         }
         for number, of_one in kept["state"].items()
     }
-    return {**kept, "state": state}
+    own = optimizer.state_dict()["param_groups"]  # with what another version of PyTorch does not keep
+    groups = [{**mine, **group} for mine, group in zip(own, kept["param_groups"], strict=True)]
+    return {"state": state, "param_groups": groups}
 
 
 def _meeting_point(rank: int, world: int) -> Any:
     """A part of torchrun's store that is new to all: the rest keeps addresses of processes that a restart has ended.
 
-    Each of the others asks under a name of its own, and is answered with the name that the first has chosen.
+        rank 0, which chose a name N          rank r, which chose a name A
+                                       <---   asks/r = A
+        answer/A = N                   --->   waits for answer/A
+                                       <---   N/r = "here"
+        has seen N/r of every r               uses what stands under N
+
+    What `asks/r` holds may be left from a process that has ended: its answer is read by nobody, and rank 0 looks again.
     """
     store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
     name = uuid.uuid4().hex
@@ -222,7 +232,7 @@ def _meeting_point(rank: int, world: int) -> Any:
     missing, deadline = set(range(1, world)), time.monotonic() + TIMEOUT.total_seconds()
     while missing:
         for other in sorted(missing):
-            if store.check([f"asks/{other}"]):  # perhaps of one that is no more: then the next look finds another
+            if store.check([f"asks/{other}"]):
                 store.set(f"answer/{store.get(f'asks/{other}').decode()}", name)
             if store.check([f"{name}/{other}"]):
                 missing.remove(other)
@@ -230,6 +240,24 @@ def _meeting_point(rank: int, world: int) -> Any:
             raise UserError(f"process {min(missing)} of {world} has not come: look at what it said")
         time.sleep(0.05)
     return PrefixStore(name, store)
+
+
+@contextlib.contextmanager
+def _ending_with_parent() -> Iterator[None]:
+    """A block in which the end of torchrun, even by SIGKILL, is a SIGTERM to this process: a run is saved and ends."""
+    done, parent = threading.Event(), os.getppid()
+
+    def watch() -> None:
+        while not done.wait(BEAT):
+            if os.getppid() != parent:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 @contextlib.contextmanager
@@ -252,11 +280,12 @@ def joined(device: torch.device, parallel: str) -> Iterator[Workers]:
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             store=_meeting_point(this.rank, this.world), rank=this.rank, world_size=this.world, timeout=TIMEOUT,
         )  # fmt: skip
-        yield Workers(this.rank, this.world, this.local_rank, this.local_world, parallel, device)
+        with _ending_with_parent():
+            yield Workers(this.rank, this.world, this.local_rank, this.local_world, parallel, device)
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        reason = (str(error).strip().splitlines() or [""])[0].split("] ")[-1]
+        reason = first_line(error).split("] ")[-1]
         raise UserError(
             f"another process of the run is gone or cannot be reached ({reason}): what it said itself is the cause; "
             "what was saved last can be resumed"

@@ -10,14 +10,14 @@ from typing import Any
 
 import anyio
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from slm.config.use import ServeConfig
 from slm.data.tokenizer import Tokenizer
 from slm.errors import UserError
 from slm.files import find_model, user_path
-from slm.inference.generator import Token
+from slm.inference.continuation import Token
 from slm.inference.text import TextModel
 from slm.server.batcher import Batcher, Event, Failed, Full, Job
 from slm.server.metrics import Clock, Metrics
@@ -26,14 +26,16 @@ from slm.server.protocol import (
     Explanation,
     Refused,
     check,
+    encoded,
     finite,
     heading,
+    prompts_of,
     sent,
     texts_of,
-    token_ids,
     usage,
 )
 
+PART = 1 << 16  # bytes of an answer
 GRACE = 10  # seconds beyond its timeout that a stream may take to be read
 
 
@@ -49,9 +51,8 @@ class Completions:
         model, metrics = self.model, self.metrics
         check(body, self.config, self.described["id"])
         clock = Clock(metrics)
-        prompts = await asyncio.to_thread(token_ids, body, model.tokenizer)
-        job, head = Job(list(texts_of(body, prompts, model))), heading(self.described["id"])
-        read = sum(len(prompt) for prompt in prompts)
+        job, read = await asyncio.to_thread(begun, body, self.config, model)
+        head = heading(self.described["id"])
         stream = bool(body.stream)
         if stream and metrics.streams >= self.config.max_streams:
             most = f"{self.config.max_streams} requests are being streamed to already."
@@ -69,11 +70,12 @@ class Completions:
             return Stream(content, during, self.config.timeout + GRACE)
         async with during:
             try:
-                return await whole(job, clock, body, head, read, model.tokenizer)
+                answer = await whole(job, clock, body, head, read, model.tokenizer)
             except Gone:
                 return Response(status_code=499)
             except Failed as error:
                 raise Refused(500, str(error)) from error
+        return Whole(answer, self.config.timeout)
 
     @contextlib.asynccontextmanager
     async def _watched(self, job: Job, clock: Clock, request: Request, stream: bool) -> AsyncIterator[None]:
@@ -109,6 +111,22 @@ class Stream(StreamingResponse):
                 await self.stream_response(send)
 
 
+class Whole(Response):
+    """JSON that is handed on in parts: what a client does not read is held once, and for `limit` seconds at most."""
+
+    def __init__(self, content: bytes, limit: float):
+        super().__init__(content, media_type="application/json")
+        self._limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        with anyio.move_on_after(self._limit):
+            for start in range(0, len(self.body), PART):
+                part, more = bytes(self.body[start : start + PART]), start + PART < len(self.body)
+                await send({"type": "http.response.body", "body": part, "more_body": more})
+
+
 class Gone(Exception):
     """The client went away."""
 
@@ -128,14 +146,24 @@ def describe(model: TextModel, config: ServeConfig) -> dict[str, Any]:
         "parameters": model.engine.parameters,
         "context_length": model.context_length,
         "vocab_size": model.tokenizer.vocab_size,
+        "end_of_text": model.tokenizer.end_of_text,
         "tokenizer": model.tokenizer.name,
         "facts": finite(model.facts),
     }
 
 
+def begun(body: CompletionRequest, config: ServeConfig, model: TextModel) -> tuple[Job, int]:
+    """The job of a request, and how many tokens its prompts have. Raises Refused where it asks for too much.
+
+    Takes a while for long prompts, of which the job keeps only what the model reads.
+    """
+    prompts = prompts_of(body, config, model)
+    return Job(list(texts_of(body, prompts, model))), sum(len(prompt.ids) - prompt.added for prompt in prompts)
+
+
 async def whole(
     job: Job, clock: Clock, body: CompletionRequest, head: dict[str, Any], read: int, tokenizer: Tokenizer
-) -> Response:
+) -> bytes:
     """All texts in one answer."""
     texts = [""] * len(job.texts)
     tokens: list[list[Token]] = [[] for _ in texts]
@@ -146,16 +174,18 @@ async def whole(
             texts[event.number] += event.text
             tokens[event.number] += event.tokens
             reasons[event.number] = event.finish_reason
-    choices = [
-        {
-            "index": index,
-            "text": text,
-            "finish_reason": reasons[index],
-            "logprobs": None if body.logprobs is None else Explanation(tokenizer).of(tokens[index]),
-        }
-        for index, text in enumerate(texts)
-    ]
-    return JSONResponse({**head, "choices": choices, "usage": usage(read, clock.tokens)})
+
+    def choice(index: int) -> bytes:
+        logprobs = None if body.logprobs is None else Explanation(tokenizer).of(tokens[index])
+        tokens[index] = []
+        reason = reasons[index]
+        return encoded({"index": index, "text": texts[index], "finish_reason": reason, "logprobs": logprobs})
+
+    def content() -> bytes:  # choice by choice, since objects need several times the room of their JSON
+        choices = b",".join(choice(index) for index in range(len(texts)))
+        return b'%s,"choices":[%s],"usage":%s}' % (encoded(head)[:-1], choices, encoded(usage(read, clock.tokens)))
+
+    return await asyncio.to_thread(content)
 
 
 async def pieces(
@@ -174,7 +204,11 @@ async def pieces(
     try:
         async for events in job.events():
             clock.saw(events)
-            yield b"".join(sent(chunk(event)) for event in events)
+            if any(event.echoed for event in events):  # prompts, which may be long
+                for event in events:
+                    yield await asyncio.to_thread(lambda event: sent(chunk(event)), event)
+            else:
+                yield b"".join(sent(chunk(event)) for event in events)
         if with_usage:
             yield sent({**head, "choices": [], "usage": usage(read, clock.tokens)})
         yield b"data: [DONE]\n\n"

@@ -15,7 +15,7 @@ import prometheus_client
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
@@ -23,9 +23,11 @@ from slm import __version__
 from slm.config.use import ServeConfig
 from slm.files import user_path
 from slm.inference.text import TextModel
+from slm.server import tokens
 from slm.server.answers import Completions
 from slm.server.batcher import Batcher
 from slm.server.gate import Gate
+from slm.server.listening import Entrance
 from slm.server.metrics import Metrics
 from slm.server.protocol import (
     Completion,
@@ -53,16 +55,18 @@ def make_app(model: TextModel, config: ServeConfig) -> FastAPI:
         yield
         batcher.close()
 
-    app = FastAPI(title="Small Language Model", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="Small Language Model", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.batcher, app.state.metrics, app.state.draining = batcher, metrics, False
     app.add_middleware(Gate, server=app, config=config)
     if config.cors:
         app.add_middleware(CORSMiddleware, allow_origins=config.cors, allow_methods=["*"], allow_headers=["*"])
+    app.add_middleware(Entrance, host=config.host, allowed=config.allowed_hosts, root_path=config.root_path)
     app.add_exception_handler(Refused, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(Exception, _defect)
     _add_api(app, Completions(model, config, batcher, metrics))
+    app.include_router(tokens.router(model))
     _add_state(app, metrics)
     _add_pages(app, config)
     return app
@@ -95,6 +99,12 @@ def _add_api(app: FastAPI, service: Completions) -> None:
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continue prompts. With `stream` the answer is server-sent events, of which the last is `[DONE]`."""
         return await service.answer(body, request)
+
+    @app.post("/v1/chat/completions", include_in_schema=False)
+    async def chat() -> Response:
+        """A request that a chat client sends: what it has to send here."""
+        mend = "it continues texts and has learned no roles. Send a 'prompt' to /v1/completions instead of 'messages'."
+        raise Refused(404, f"'{service.described['id']}' is no chat model: {mend}", param="model")
 
     @app.get("/v1/models", response_model=Models, responses=ERRORS)
     async def models() -> Response:
@@ -139,3 +149,7 @@ def _add_pages(app: FastAPI, config: ServeConfig) -> None:
             # The link to the learning page is shown where there is one.
             page = (STATIC / "index.html").read_text(encoding="utf-8")
             return HTMLResponse(page if config.run_dir is None else page.replace("<nav hidden", "<nav"))
+
+        @app.get("/docs", include_in_schema=False)
+        async def docs() -> Response:
+            return FileResponse(STATIC / "docs.html")

@@ -9,18 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from slm.errors import UserError
-from slm.inference.generator import Batch, Continuation, Engine, Token, explained
-from slm.inference.text import Growing, TextModel
+from slm.inference.continuation import NAN, Continuation, Token, explained
+from slm.inference.generator import Batch, Engine
+from slm.inference.text import TextModel
 
 READ_AT_ONCE = 512  # prompt tokens that are read between two steps, so that texts which are being written do not halt
+TURN = 128  # tokens after which a text may have to leave its place to a request that has none
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +41,14 @@ class Event(NamedTuple):
 class Text:
     """One of the texts that a request asks for.
 
-    echo: the prompt, where that shall come first. scored_from: the prompt's first token to tell with its probability.
+    echo: the prompt, where that shall come first. scored_from: the prompt's first token to report with its probability.
     """
 
     continuation: Continuation
-    growing: Growing
     echo: str | None = None
     scored_from: int | None = None
+    begun: bool = False  # to be written; it may have left its place since
+    since: int = 0  # tokens that it had when it got its place
 
 
 class Job:
@@ -91,7 +94,10 @@ class Failed(Exception):
 class Batcher:
     """Writes the texts of all jobs, up to `max_batch` at a time; up to `max_queue` jobs may wait for their places.
 
-    What a text says does not depend on the others. `start` and `close` are called by the event loop, as all else.
+    Jobs take turns: a place goes to the job that has the fewest, be it that another which has more must leave one, and
+    where all jobs have one, texts that have had theirs for `TURN` tokens make room for jobs that have none. A text that
+    left goes on later where it was. What a text says does not depend on the others. `start` and `close` are called by
+    the event loop, as all else.
     """
 
     def __init__(self, model: TextModel, *, max_batch: int, max_queue: int):
@@ -125,7 +131,7 @@ class Batcher:
         return len(self._running)
 
     def submit(self, job: Job) -> None:
-        """Let the job's texts be written, after those of the jobs before it. Raises Full."""
+        """Let the job's texts be written. Raises Full."""
         with self._changed:
             places, must_wait = self._max_batch - len(self._running), 0
             for _, texts in self._waiting:
@@ -145,7 +151,7 @@ class Batcher:
 
     def _write(self) -> None:
         """What the thread does."""
-        batch = Batch(self._model.engine, self._model.tokenizer.end_of_text)
+        batch = Batch(self._model.engine)
         while True:
             with self._changed:
                 self._drop_ended()
@@ -153,75 +159,113 @@ class Batcher:
                     self._changed.wait()
                 if self._closed:
                     return
-                joining = self._admit()
-            try:
-                events = [self._begin(*each, batch) for each in joining]
-                events += [self._grow(each, token) for each, token in batch.step()]
-            except Exception as error:
-                if not isinstance(error, UserError):
-                    log.exception("a defect in the batch")
-                with self._changed:
-                    failed = {job for job, _, _ in self._running.values()}
-                    self._running.clear()
-                self._loop.call_soon_threadsafe(_fail, failed, Failed(str(error)))
-                batch = Batch(self._model.engine, self._model.tokenizer.end_of_text)
-                continue
-            self._loop.call_soon_threadsafe(_deliver, events)
+                joining, leaving = self._admit()
+            if leaving:
+                batch.pause(leaving)
+            outcomes = [outcome for each in joining for outcome in self._begin(*each, batch)]
+            for continuation in batch.step():
+                outcomes += self._grown(continuation)
+            self._loop.call_soon_threadsafe(_deliver, outcomes)
 
     def _drop_ended(self) -> None:
         self._running = {each: of for each, of in self._running.items() if not each.ended}
 
-    def _admit(self) -> list[tuple[Job, int, Text]]:
-        """Give places to waiting texts, first come, first served."""
+    def _admit(self) -> tuple[list[tuple[Job, int, Text]], Collection[Continuation]]:
+        """Give places to waiting texts: those that join the batch, and those that leave it for them."""
         joining: list[tuple[Job, int, Text]] = []
+        leaving: dict[Continuation, tuple[Job, int, Text]] = {}
         tokens = 0
-        while self._waiting and len(self._running) < self._max_batch:
-            job, texts = self._waiting[0]
+        while self._waiting:
+            places = Counter(job for job, _, _ in self._running.values())
+            entry = min(self._waiting, key=lambda each: places[each[0]])  # the first of those that have the fewest
+            job, texts = entry
             tokens += min(len(texts[0][1].continuation.ids), self._model.context_length)
             if joining and tokens > READ_AT_ONCE:
                 break
+            if len(self._running) >= self._max_batch:
+                leaves = self._leaves(places, places[job])
+                if leaves is None:
+                    break
+                leaving[leaves] = self._running.pop(leaves)
             number, text = texts.popleft()
+            self._waiting.remove(entry)
+            if texts:
+                self._waiting.append(entry)
             joining.append((job, number, text))
             self._running[text.continuation] = joining[-1]
-            if not texts:
-                self._waiting.popleft()
-        return joining
+            text.since = len(text.continuation.ids)
+        for left in leaving.values():
+            self._wait_again(*left)
+        return joining, leaving
 
-    def _begin(self, job: Job, number: int, text: Text, batch: Batch) -> tuple[Job, Event]:
+    def _leaves(self, places: Counter[Job], own: int) -> Continuation | None:
+        """The text that leaves its place to a job which has `own` places; None where no job has to."""
+        most = max(places.values())
+        if most > own + 1:  # of those of a job with the most, the one that is read again soonest
+            texts = [each for each, (job, _, _) in self._running.items() if places[job] == most]
+            return min(texts, key=lambda each: len(each.ids) - each.begin)
+        if own:
+            return None
+        turns = {each: len(each.ids) - text.since for each, (_, _, text) in self._running.items()}
+        longest = max(turns, key=turns.__getitem__)
+        return longest if turns[longest] >= TURN else None
+
+    def _wait_again(self, job: Job, number: int, text: Text) -> None:
+        for other, texts in self._waiting:
+            if other is job:
+                texts.appendleft((number, text))
+                return
+        self._waiting.append((job, deque([(number, text)])))
+
+    def _begin(self, job: Job, number: int, text: Text, batch: Batch) -> list[tuple[Job, Event | Failed]]:
         """Let a text join the batch; its first event has the prompt, where that is asked for."""
         prompt = text.continuation
+        if text.begun:
+            batch.add([prompt])
+            return []
+        text.begun = True
         tokens: Sequence[Token] = ()
-        if text.scored_from is not None:
-            tokens = scored(self._model.engine, prompt.ids, prompt.alternatives or 0)[text.scored_from :]
+        try:
+            if text.scored_from is not None:
+                tokens = scored(self._model.engine, prompt.ids, prompt.alternatives or 0)[text.scored_from :]
+        except Exception as error:
+            prompt.ended = True
+            return [(job, failure(error))]
         if prompt.max_length:
             batch.add([prompt])
         else:
             prompt.ended = True
-        return job, Event(number, text.echo or "", tokens, None if prompt.max_length else "length", echoed=True)
+        return [(job, Event(number, text.echo or "", tokens, None if prompt.max_length else "length", echoed=True))]
 
-    def _grow(self, continuation: Continuation, token: Token | None) -> tuple[Job, Event]:
-        """The event that a chosen token is, None where the text ended before it."""
-        job, number, text = self._running[continuation]
-        if not continuation.ended:
-            return job, Event(number, text.growing.take(), (token,) if token else (), None)
-        stopped = text.growing.add(b"", final=True)
-        reason: Literal["stop", "length"] = "stop" if stopped or token is None else "length"
-        return job, Event(number, text.growing.take(), (token,) if token else (), reason)
-
-
-def _deliver(events: Sequence[tuple[Job, Event]]) -> None:
-    for job, event in events:
-        if event.text or event.tokens or event.finish_reason:
-            job.put(event)
+    def _grown(self, continuation: Continuation) -> list[tuple[Job, Event | Failed]]:
+        """The events that a step of the batch has led to for one of its texts."""
+        job, number, _ = self._running[continuation]
+        try:
+            pieces = continuation.take()
+        except Exception as error:
+            return [(job, failure(error))]
+        return [(job, Event(number, piece.text, (piece.token,), continuation.finish_reason)) for piece in pieces]
 
 
-def _fail(jobs: set[Job], error: Exception) -> None:
-    for job in jobs:
-        job.fail(error)
+def failure(error: Exception) -> Failed:
+    """What a request is answered; an error of another kind than a user's is a defect, and logged."""
+    if not isinstance(error, UserError):
+        log.error("a defect in the batch", exc_info=error)
+    return Failed(str(error))
+
+
+def _deliver(outcomes: Sequence[tuple[Job, Event | Failed]]) -> None:
+    for job, outcome in outcomes:
+        if isinstance(outcome, Failed):
+            job.fail(outcome)
+        elif outcome.text or outcome.tokens or outcome.finish_reason:
+            job.put(outcome)
 
 
 def scored(engine: Engine, ids: Sequence[int], alternatives: int) -> list[Token]:
     """Each of `ids` with its probability after those before it, and the likeliest instead; the first has neither."""
     logits = engine.all_logits(np.array([ids]))[0]  # (T, V)
+    if not np.isfinite(logits.max(axis=-1)).all():
+        raise UserError(NAN)
     rest = zip(ids[1:], logits, strict=False)
     return [Token(ids[0]), *(explained(token, row, alternatives) for token, row in rest)]

@@ -1,7 +1,7 @@
 """OpenAI's completions API: what a request may hold, what it asks for, and the shapes of answers and errors.
 
 Our own are `top_k`, `min_p` and `repetition_penalty`, what a model's entry says beyond its id, and in `logprobs` the
-fields that begin with `token_` or `top_token_`: a token can be half a character, so its id and bytes are told too.
+fields that begin with `token_` or `top_token_`: a token can be half a character, so its id and bytes are given too.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from slm.config.use import ServeConfig
 from slm.data.source import END_OF_TEXT
 from slm.data.tokenizer import Tokenizer
-from slm.inference.generator import Continuation, Token
+from slm.inference.continuation import Continuation, Token
 from slm.inference.sampling import Sampling
-from slm.inference.text import Growing, TextModel, random_for
+from slm.inference.text import Prompt, TextModel, random_for
 from slm.server.batcher import Text
 
-# One wrong entry is told, not each of the hundred thousand that a body may hold.
+# One wrong entry is reported, not each of the hundred thousand that a body may hold.
 Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(fail_fast=True)]
 Strings = Annotated[list[str], Field(fail_fast=True)]
-LONGEST_STOP = 500  # characters
+MOST_BIASES = 1024
+MOST_LOGPROBS = 65_536  # tokens whose probability one answer reports
+MOST_STOPS, LONGEST_STOP = 16, 500  # strings, characters
 
 
 class StreamOptions(BaseModel):
@@ -45,7 +47,7 @@ class CompletionRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: str = Field(description="the id that GET /v1/models tells")
+    model: str = Field(description="the id that GET /v1/models reports")
     prompt: str | Strings | Ids | Annotated[list[Ids], Field(fail_fast=True)] | None = Field(
         END_OF_TEXT, description="text, token ids, or a list of either; default: a new story"
     )
@@ -53,10 +55,10 @@ class CompletionRequest(BaseModel):
     temperature: float | None = Field(1.0, ge=0, le=2, description="0: always the likeliest token")
     top_p: float | None = Field(1.0, ge=0, le=1, description="choose among the likeliest that have this probability")
     n: int | None = Field(1, ge=1, description="texts to write for each prompt")
-    stop: str | Strings | None = Field(None, description="up to four strings before which a text ends")
+    stop: str | Strings | None = Field(None, description=f"up to {MOST_STOPS} strings before which a text ends")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="the same seed writes the same text")
     logprobs: int | None = Field(
-        None, ge=0, le=5, description="tell each token's probability and that many likely ones"
+        None, ge=0, le=5, description="report each token's probability and that many of the likeliest"
     )
     echo: bool | None = Field(False, description="begin each text with its prompt")
     stream: bool | None = Field(False, description="send tokens as server-sent events, as they are made")
@@ -65,11 +67,13 @@ class CompletionRequest(BaseModel):
     top_k: int | None = Field(0, ge=0, description="choose among the k likeliest; 0: all")
     min_p: float | None = Field(0.0, ge=0, le=1, description="choose among those at least this share as likely")
     repetition_penalty: float | None = Field(1.0, ge=0.01, le=100, description="above 1: what was there is less likely")
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2, description="taken for each time a token was written")
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2, description="taken where a token was written")
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(
+        None, max_length=MOST_BIASES, description="what is added to the logits of tokens, by id"
+    )
     # What the API has and this server has not is taken where it asks for nothing.
     best_of: int | None = Field(None, ge=1, description="only as n")
-    frequency_penalty: float | None = Field(0.0, ge=-2, le=2, description="only 0")
-    presence_penalty: float | None = Field(0.0, ge=-2, le=2, description="only 0")
-    logit_bias: dict[str, Any] | None = Field(None, description="only empty")
     suffix: str | None = Field(None, description="only empty")
 
 
@@ -126,6 +130,7 @@ class Model(BaseModel):
     parameters: int
     context_length: int
     vocab_size: int
+    end_of_text: int
     tokenizer: str
     facts: dict[str, Any]
 
@@ -214,7 +219,7 @@ def finite(value: Any) -> Any:
 
 
 def check(body: CompletionRequest, config: ServeConfig, id: str) -> None:
-    """Raises Refused where a request asks for what is not to be had."""
+    """Raises Refused where a request asks for what this server does not have."""
 
     def refuse(param: str, message: str) -> Refused:
         return Refused(400, message, param=param)
@@ -228,15 +233,14 @@ def check(body: CompletionRequest, config: ServeConfig, id: str) -> None:
     if (body.max_tokens or 0) > config.max_tokens:
         raise refuse("max_tokens", f"'max_tokens' is {body.max_tokens}; {config.max_tokens} is the most here.")
     stop = [body.stop] if isinstance(body.stop, str) else body.stop or []
-    if len(stop) > 4 or not all(1 <= len(each) <= LONGEST_STOP for each in stop):
-        raise refuse("stop", f"'stop' takes up to four strings, each of 1 to {LONGEST_STOP} characters.")
+    if len(stop) > MOST_STOPS or not all(1 <= len(each) <= LONGEST_STOP for each in stop):
+        raise refuse("stop", f"'stop' takes up to {MOST_STOPS} strings, each of 1 to {LONGEST_STOP} characters.")
     if body.stream_options and not body.stream:
         raise refuse("stream_options", "'stream_options' is for a 'stream' only.")
     if body.best_of not in (None, body.n or 1):
         raise refuse("best_of", "'best_of' must be as 'n' here, or left out.")
-    for name in ("frequency_penalty", "presence_penalty", "logit_bias", "suffix"):
-        if getattr(body, name):
-            raise refuse(name, f"'{name}' is not supported here: leave it out.")
+    if body.suffix:
+        raise refuse("suffix", "'suffix' is not supported here: leave it out.")
 
 
 def check_model(asked: str, id: str) -> None:
@@ -252,20 +256,41 @@ def is_ids(prompt: list[Any]) -> bool:
     return bool(prompt) and isinstance(prompt[0], int)
 
 
-def token_ids(body: CompletionRequest, tokenizer: Tokenizer) -> list[list[int]]:
-    """Each prompt's tokens. Raises Refused where there is none, or an id is no token's."""
-    prompt: Any = END_OF_TEXT if body.prompt is None else body.prompt
-    prompts = [prompt] if isinstance(prompt, str) or is_ids(prompt) else prompt
-    found = [tokenizer.encode(each).tolist() if isinstance(each, str) else each for each in prompts]
-    for ids in found:
-        if not isinstance(prompt, str) and max(ids, default=0) >= tokenizer.vocab_size:
-            raise Refused(400, f"There is no token {max(ids)}: ids are below {tokenizer.vocab_size}.", param="prompt")
-    return found
+def prompts_of(body: CompletionRequest, config: ServeConfig, model: TextModel) -> list[Prompt]:
+    """Each prompt as the model reads it: text as the beginning of a text, ids as they are.
+
+    Raises Refused where an id is no token's, a prompt is too long to be scored, or the answer would be too long.
+    """
+    given: Any = END_OF_TEXT if body.prompt is None else body.prompt
+    tokenizer, score = model.tokenizer, bool(body.echo) and body.logprobs is not None
+    prompts = []
+    for each in [given] if isinstance(given, str) or is_ids(given) else given:
+        if isinstance(each, str):
+            prompt = model.read(each, whole=score)
+        elif max(each, default=0) < tokenizer.vocab_size:
+            prompt = Prompt(tokenizer.decode(each) if body.echo else "", each) if each else model.read("")
+        else:
+            raise Refused(400, f"There is no token {max(each)}: ids are below {tokenizer.vocab_size}.", param="prompt")
+        if score and len(prompt.ids) > model.context_length:
+            most = model.context_length - prompt.added
+            message = (
+                f"'echo' with 'logprobs' takes prompts of up to {most} tokens, not {len(prompt.ids) - prompt.added}."
+            )
+            raise Refused(400, message, param="echo")
+        prompts.append(prompt)
+    copies = body.n or 1
+    if body.echo and (size := copies * sum(len(each.text.encode()) for each in prompts)) > config.max_request_bytes:
+        message = f"'echo' would repeat {size} bytes of prompts; {config.max_request_bytes} are the most here."
+        raise Refused(400, message, param="echo")
+    tokens = copies * sum((len(each.ids) if score else 0) + _or(body.max_tokens, 16) for each in prompts)
+    if body.logprobs is not None and tokens > MOST_LOGPROBS:
+        message = f"'logprobs' of up to {tokens} tokens are asked for; {MOST_LOGPROBS} are the most here."
+        raise Refused(400, message, param="logprobs")
+    return prompts
 
 
-def texts_of(body: CompletionRequest, prompts: Sequence[list[int]], model: TextModel) -> Iterator[Text]:
-    """What to write: `n` texts for each prompt, read as the beginning of a text, after the end of another one."""
-    tokenizer = model.tokenizer
+def texts_of(body: CompletionRequest, prompts: Sequence[Prompt], model: TextModel) -> Iterator[Text]:
+    """What to write: `n` texts for each prompt."""
     cold = body.temperature == 0 or body.top_p == 0
     sampling = Sampling(
         temperature=0.0 if cold else _or(body.temperature, 1.0),
@@ -273,29 +298,38 @@ def texts_of(body: CompletionRequest, prompts: Sequence[list[int]], model: TextM
         top_p=_or(body.top_p, 1.0),
         min_p=body.min_p or 0.0,
         repetition_penalty=_or(body.repetition_penalty, 1.0),
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias=bias_of(body, model.tokenizer),
     )
     stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
     seed = None if body.seed is None else body.seed % 2**64
-    score = bool(body.echo) and body.logprobs is not None
     for prompt in prompts:
-        added = 0 if prompt[:1] == [tokenizer.end_of_text] else 1
-        ids = [tokenizer.end_of_text] * added + prompt
-        if score and len(ids) > model.context_length:
-            most = model.context_length - added
-            message = f"'echo' with 'logprobs' takes prompts of up to {most} tokens, not {len(prompt)}."
-            raise Refused(400, message, param="echo")
-        text = tokenizer.decode(ids) if body.echo else None
-        ids = ids[-model.context_length :]  # what the model reads; the repetition penalty, too, counts these
+        ids = prompt.ids[-model.context_length :]  # what the model reads; the repetition penalty, too, counts these
         for sample in range(body.n or 1):
-            growing = Growing(stop)
-
-            def ends(token: int, growing: Growing = growing) -> bool:
-                return growing.add(tokenizer.tokens[token])
-
             continuation = Continuation(
-                list(ids), _or(body.max_tokens, 16), sampling, random_for(seed, sample), ends, body.logprobs
+                list(ids),
+                model.tokenizer,
+                _or(body.max_tokens, 16),
+                sampling,
+                random_for(seed, sample),
+                stop,
+                body.logprobs,
+                prompt.after_space,
             )
-            yield Text(continuation, growing, text, added if score else None)
+            scored_from = None if body.logprobs is None else prompt.added
+            yield Text(continuation, prompt.text, scored_from) if body.echo else Text(continuation)
+
+
+def bias_of(body: CompletionRequest, tokenizer: Tokenizer) -> dict[int, float]:
+    """The biases by token id. Raises Refused where a key is no token's."""
+    bias = {}
+    for key, value in (body.logit_bias or {}).items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < tokenizer.vocab_size):
+            message = f"'logit_bias' has the key {key!r}: keys are ids below {tokenizer.vocab_size}."
+            raise Refused(400, message, param="logit_bias")
+        bias[int(key)] = value
+    return bias
 
 
 def _or(value: Any, default: Any) -> Any:
@@ -340,7 +374,12 @@ def explain_problem(problem: dict[str, Any]) -> Refused:
 
 def sent(data: dict[str, Any]) -> bytes:
     """A server-sent event."""
-    return f"data: {_compact(data)}\n\n".encode()
+    return b"data: %s\n\n" % encoded(data)
 
 
-_compact = json.JSONEncoder(separators=(",", ":")).encode
+def encoded(data: dict[str, Any]) -> bytes:
+    """JSON in UTF-8; with ? for half a surrogate pair, which a file's name may have."""
+    return _compact(data).encode("utf-8", "replace")
+
+
+_compact = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode

@@ -1,31 +1,31 @@
 """`slm watch`, and a page of `slm serve`: what runs have measured so far, and the stories they wrote on the way.
 
 A run is a folder with a metrics.csv; samples.jsonl beside it holds a story for each evaluation. Both belong to the run,
-which may be writing them: what cannot be read yet is left out, and is there when the page asks again.
+which may be writing them: what cannot be read yet is there when the page asks again.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import itertools
 import json
-import math
+import os
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 
 from slm.config.use import WatchConfig
 from slm.errors import UserError
 from slm.files import user_path
-from slm.server.listening import listen
+from slm.run_files import METRICS, SAMPLES, find_runs, read_rows, read_samples
+from slm.server.listening import Entrance, Server, listen
 
 STATIC = Path(__file__).with_name("static")
-LARGEST = 20_000_000  # bytes of a file that is still read
-FIELDS = {"step": float, "seconds": float, "val_loss": float, "prompt": str, "text": str}  # of a sample
+MOST_RUNS, LONGEST = 200, 16_000_000  # runs that are shown; about how many bytes all that is shown of them may have
 # Nothing but what this server sends is loaded or run, whatever a run's files say.
 HEADERS = {"Content-Security-Policy": "default-src 'self'", "X-Content-Type-Options": "nosniff"}
 
@@ -39,13 +39,14 @@ def main(config: WatchConfig) -> None:
         raise UserError(f"no folder {run_dir}: give that of a run, or one with several runs below it, as --run_dir")
     listening, _, address = listen(config.host, config.port)
     print(f"watching {run_dir}: look at {address}/watch; Ctrl-C ends")
-    server = uvicorn.Server(uvicorn.Config(make_app(run_dir), log_level="warning", access_log=False))
-    server.run(sockets=[listening])
+    app = make_app(run_dir, config.host, config.allowed_hosts)
+    Server(uvicorn.Config(app, log_level="error", access_log=False)).run(sockets=[listening])
 
 
-def make_app(run_dir: Path) -> FastAPI:
+def make_app(run_dir: Path, host: str = "127.0.0.1", allowed_hosts: Sequence[str] = ()) -> FastAPI:
     """The page alone, without a model."""
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Entrance, host=host, allowed=allowed_hosts)
     app.include_router(router(run_dir, alone=True))
     app.mount("/static", StaticFiles(directory=STATIC))
     app.add_api_route("/", lambda: RedirectResponse("watch"), include_in_schema=False)
@@ -58,6 +59,7 @@ def router(run_dir: Path, alone: bool = False) -> APIRouter:
     alone: there is no writing page to link to.
     """
     routes = APIRouter(include_in_schema=False)
+    lock, latest = threading.Lock(), ("", b"")  # what was answered last: runs are read once for all who watch
 
     @routes.get("/watch")
     def page() -> Response:
@@ -66,92 +68,42 @@ def router(run_dir: Path, alone: bool = False) -> APIRouter:
 
     @routes.get("/watch/runs")
     def runs(request: Request) -> Response:
-        files = _files(run_dir)
-        state = repr([(path, stat.st_mtime_ns, stat.st_size) for path in files if (stat := _stat(path))])
-        headers = {"ETag": f'"{hashlib.sha256(state.encode()).hexdigest()[:32]}"', "Cache-Control": "no-cache"}
+        nonlocal latest
+        with lock:
+            state = _state(run_dir)
+            if latest[0] != state:
+                latest = state, json.dumps({"runs": read_runs(run_dir)}).encode()
+            content = latest[1]
+        headers = {"ETag": f'"{state}"', "Cache-Control": "no-cache"}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        return JSONResponse({"runs": read_runs(run_dir)}, headers=headers)
+        return Response(content, headers=headers, media_type="application/json")
 
     return routes
 
 
 def read_runs(run_dir: Path) -> list[dict[str, Any]]:
-    """Each run's name, the rows of its metrics.csv and its samples, by name.
-
-    A row has the columns' finite numbers, and None for what is none; rows without a step are left out.
-    """
-    return [
-        {
-            "name": path.parent.relative_to(run_dir).as_posix() if path.parent != run_dir else run_dir.resolve().name,
-            "rows": _rows(path),
-            "samples": _samples(path.with_name("samples.jsonl")),
-        }
-        for path in _files(run_dir)
-        if path.name == "metrics.csv"
-    ]
-
-
-def _files(run_dir: Path) -> list[Path]:
-    """The metrics.csv of each run and the samples.jsonl beside it."""
-    try:
-        found = sorted(path for level in ("", "*/", "*/*/") for path in run_dir.glob(f"{level}metrics.csv"))
-    except OSError:
-        return []
-    return [file for path in found for file in (path, path.with_name("samples.jsonl"))]
+    """Each run's name, the rows of its metrics.csv and its samples, in the order of their names."""
+    found: list[dict[str, Any]] = []
+    left = LONGEST
+    for run in find_runs(run_dir)[:MOST_RUNS]:
+        name = run.relative_to(run_dir).as_posix() if run != run_dir else run_dir.resolve().name
+        rows, samples = read_rows(run, run_dir), read_samples(run, run_dir)
+        left -= sum(len(column) + 20 for row in rows for column in row)
+        left -= sum(len(sample["prompt"]) + len(sample["text"]) + 100 for sample in samples)
+        if left < 0:
+            rows, samples = [], []
+        found.append({"name": os.fsencode(name).decode("utf-8", "replace"), "rows": rows, "samples": samples})
+    return found
 
 
-def _stat(path: Path) -> Any:
-    try:
-        return path.stat()
-    except OSError:
-        return None
-
-
-def _lines(path: Path) -> list[str]:
-    """The lines of a text file, none where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(LARGEST).decode("utf-8", "replace").split("\n")
-    except OSError:
-        return []
-
-
-def _rows(path: Path) -> list[dict[str, float | None]]:
-    table = csv.reader(line.replace("\0", "") for line in _lines(path))
-    rows = []
-    try:
-        columns = next(table, [])
-        for cells in table:
-            row = dict(zip(columns, map(_number, cells), strict=False))
-            if row.get("step") is not None:
-                rows.append(row)
-    except csv.Error:  # a foreign file, or a field without an end: what came before it counts
-        pass
-    return rows
-
-
-def _samples(path: Path) -> list[dict[str, Any]]:
-    samples = []
-    for line in itertools.islice(_lines(path), 10_000):
+def _state(run_dir: Path) -> str:
+    """A hash that changes where a file of a run does."""
+    state = []
+    for path in (run / name for run in find_runs(run_dir)[:MOST_RUNS] for name in (METRICS, SAMPLES)):
         try:
-            sample = json.loads(line)
-        except (ValueError, RecursionError):
+            stat = path.stat()
+        except OSError:
             continue
-        if isinstance(sample, dict) and _number(sample.get("step")) is not None and isinstance(sample.get("text"), str):
-            samples.append(
-                {
-                    name: _number(sample.get(name)) if kind is float else str(sample.get(name) or "")
-                    for name, kind in FIELDS.items()
-                }
-            )
-    return samples
-
-
-def _number(value: object) -> float | None:
-    """`value` as a finite number, None where it is none."""
-    try:
-        number = float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+        state.append((str(path), stat.st_mtime_ns, stat.st_size))
+    return hashlib.sha256(repr(state).encode()).hexdigest()[:32]

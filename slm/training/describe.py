@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-
-import torch
+from typing import Any
 
 from slm.config.train import TrainConfig
 from slm.data.corpus import Corpus
-from slm.device import peak_flops
+from slm.device import name_of, peak_flops, precision_of
+from slm.evaluation.measure import bits_in_words
 from slm.learner.learner import Learner
 from slm.training.cost import flops_per_token, in_training, memory_estimate
 from slm.training.plan import Plan
 from slm.training.state import State
+from slm.training.terminal import LABEL, cut, dim, indent, width
 
 
 def describe(
@@ -30,30 +32,26 @@ def describe(
     """What the run is about to do. files: names of what it will leave in `out_dir`."""
     shape, rows, workers = learner.model.config, learner.model.rows_in_training, learner.workers
     used = int(corpus.train.in_use(shape.vocab_size).sum())
-    length = f"{plan.steps:,} steps, {plan.steps / plan.steps_per_epoch:.3g} passes over the text"
+    passes = f"{plan.steps / plan.steps_per_epoch:.3g}"
+    length = f"{plan.steps:,} steps, {passes} {'pass' if passes == '1' else 'passes'} over the text"
     if config.max_minutes:
         length = f"{config.max_minutes:g} minutes"
-    place = {
-        "cpu": lambda: f"CPU, {torch.get_num_threads()} threads",
-        "cuda": lambda: torch.cuda.get_device_name(learner.device),
-        "mps": lambda: "Apple GPU",
-    }[learner.device.type]()
-    precision = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[learner.dtype]
+    precision = precision_of(learner.dtype)
     in_use = f", of which the text uses {used:,}" if used < shape.vocab_size else ""
-    memory = memory_estimate(config, shape, rows, plan.batch_size, learner.dtype)
+    memory = memory_estimate(config, shape, rows, plan.batch_size, learner.device, learner.dtype)
     weights, _ = in_training(shape, shape.vocab_size)
     world = workers.world
     several = f"{world} processes ({config.parallel}), each: " if world > 1 else ""
     share = "" if corpus.held_out is None else f" ({100 * corpus.held_out:.1f} % held out)"
     lines = [
-        f"text       {corpus.description}",
+        "text       " + corpus.description.replace("; ", "\n           "),
         f"tokens     {len(corpus.train):,} to train on, {len(corpus.val):,} to validate{share}; "
         f"{corpus.train.text_bytes / len(corpus.train):.2f} bytes each",
         f"tokenizer  {corpus.tokenizer.name}, vocabulary of {shape.vocab_size:,}{in_use}",
         f"model      {weights:,} parameters: {shape.n_layer} layers, {shape.n_head} heads, "
         f"width {shape.n_embd}, context {shape.context_length}",
         f"run        {length}; {plan.tokens_per_step:,} tokens a step, {plan.steps_per_epoch:,.1f} steps a pass",
-        f"device     {several}{place}, {precision}; about {memory / 1e9:.1f} GB of memory",
+        f"device     {several}{name_of(learner.device)}, {precision}; about {memory / 1e9:.1f} GB of memory",
         f"files      {', '.join(files)} in {out_dir.resolve()}",
     ]
     if state.step:
@@ -64,25 +62,64 @@ def describe(
 
 
 def speed(learner: Learner, rows: Sequence[Mapping[str, float]]) -> str:
-    """Tokens a second over the run's steps, and how much of what the device can do at most that is."""
+    """Tokens a second over the run's steps; on a GPU also how much of what it can do at most that is."""
     speeds = [row["tokens_per_second"] for row in rows if row["tokens_per_second"]]
     rate = statistics.median(speeds) if speeds else 0.0
-    used, peak = (
-        rate * flops_per_token(learner.model.config, learner.model.rows_in_training),
-        peak_flops(learner.device),
-    )
-    share = "MFU unknown on this device"
-    if peak:
-        share = f"{used / peak / learner.workers.world:.0%} of the device's peak (MFU)"
-    return f"{rate:,.0f} tokens/s, {used / 1e12:.3g} TFLOP/s, {share}"
+    said = f"{rate:,.0f} tokens/s"
+    if learner.device.type == "cpu":
+        return said
+    used = rate * flops_per_token(learner.model.config, learner.model.rows_in_training)
+    peak = peak_flops(learner.device)
+    share = f", {used / peak / learner.workers.world:.0%} of the device's peak (MFU)" if peak else ""
+    return f"{said}, {used / 1e12:.3g} TFLOP/s{share}"
+
+
+def evaluated(plan: Plan, rows: Sequence[Mapping[str, float]], sample: Mapping[str, Any], error: float = 0.0) -> str:
+    """The last of `rows` in a line, and under it what the model writes now. error: standard error of its bits per byte,
+    0 where the whole text was measured."""
+    measured = [row["val_bits_per_byte"] for row in rows]
+    now = measured[-1]
+    line = f"{_place(plan, rows[-1])}validation {bits_in_words(now, error)}"
+    if len(measured) == 1:
+        line += "; lower is better"
+    elif math.isfinite(now):
+        change = f"{'up' if now > measured[-2] else 'down'} {abs(now - measured[-2]):.4f}"
+        line += f", {'unchanged' if change.endswith(' 0.0000') else change}"
+    if now > min(measured):
+        line += f" (lowest {min(measured):.4f})"
+    text = f"{sample.get('prompt', '')}{sample.get('text', '')}"
+    written = cut(text, width() - len(indent()))
+    return f"{line}\n{dim(indent() + written)}" if written else line
+
+
+def continuations(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> str:
+    """How the same opening was continued at the start, in the middle and at the end of a run; "" where it was not."""
+    samples = [sample for sample in samples if sample.get("text")]
+    if len(samples) < 2:
+        return ""
+    last = len(samples) - 1
+    opening = cut(samples[last]["prompt"], width() - LABEL)
+    lines = [f'\n"{opening}" went on:']
+    for number in sorted({0, (last + 1) // 2, last}):
+        label = _place(plan, samples[number])
+        lines.append(label + dim(cut(samples[number]["text"], width() - len(label))))
+    return "\n".join(lines) + "\n"
+
+
+def _place(plan: Plan, at: Mapping[str, Any]) -> str:
+    """Where a run is, as the label of a line: its time where that is limited, else its step."""
+    place = duration(at["seconds"]) if plan.time_limit else f"step {at['step']:,}"
+    return f"{place:<{LABEL - 1}} "
 
 
 def duration(seconds: float) -> str:
-    """`seconds` for people: 45 s, 2 min 42 s, 12 min, 3 h 05 min."""
+    """`seconds` for people: 45 s, 2 min 42 s, 12 min, 3 h 05 min, 5 days."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 600:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    if minutes < 48 * 60:
+        return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes / (24 * 60):,.0f} days"

@@ -15,13 +15,15 @@ from typing import Any
 
 from slm.checkpoint import file as checkpoint
 from slm.checkpoint.file import Checkpoint
-from slm.config.fields import flags, values_of
+from slm.config.fields import fits, flags, values_of
 from slm.config.formats import EXPORT_FORMATS
 from slm.config.model import ModelConfig
 from slm.config.train import DataConfig, TrainConfig
 from slm.cores import processes
 from slm.errors import UserError
-from slm.files import locked, sync, user_path
+from slm.files import locked, make_out_dir, sync, user_path
+from slm.training import trust
+from slm.training.state import State, brief, check_keys
 
 BEST, LAST, PREVIOUS, METRICS, SAMPLES, PLOT = RUN_FILES = (
     "best_model.pt", "last.pt", "last.previous.pt", "metrics.csv", "samples.jsonl", "training.png"
@@ -32,7 +34,7 @@ LOCK = ".lock"
 FIXED = (
     {"optimizer", "weight_decay", "beta1", "beta2", "seed"}
     | flags(ModelConfig).keys()
-    | flags(DataConfig).keys() - {"cache_dir"}
+    | flags(DataConfig).keys() - {"cache_dir", "dataset", "val_dataset"}  # a text may move: its fingerprint is compared
 )
 BATCH = ("batch_size", "grad_accum", "global_batch_tokens")  # may change where a step's windows stay as many
 OF_THE_CALL = {"resume", "overwrite", "out_dir"}  # flags that say what to do now, and are not the run's
@@ -50,13 +52,9 @@ def opened(config: TrainConfig, alone: bool = True) -> Iterator[Path]:
     if not alone:
         yield folder
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot make --out_dir {folder}: {reason}") from error
+    make_out_dir(folder)
     if not os.access(folder, os.W_OK):
-        raise UserError(f"cannot write to --out_dir {folder}: permission denied")
+        raise UserError(f"cannot write to --out_dir {folder}: it is read-only for this user")
     there = [name for name in (*RUN_FILES, *EXPORTS.values()) if (folder / name).exists()]
     if there and not config.resume and not config.overwrite:
         raise UserError(
@@ -107,7 +105,55 @@ def latest(folder: Path) -> tuple[Checkpoint, str]:
         note = f"note: {error}; going on from {PREVIOUS}"
     if state.training is None:
         raise UserError(f"{last} is a model, but not a run that can be continued")
+    with reporting_changes(last):
+        _check(state)
     return state, note
+
+
+@contextlib.contextmanager
+def reporting_changes(path: Path) -> Iterator[None]:
+    """Turn a ValueError for content that no run of this program has saved into a UserError."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(
+            f"{path} cannot be continued: the program has changed since it was saved, or the file itself: "
+            f"{error}; start again with --overwrite"
+        ) from error
+
+
+def _check(saved: Checkpoint) -> None:
+    """Raises ValueError where the plain values in a run's state are not such as a run saves."""
+    training: Any = saved.training
+    kinds = {"corpus": str, "batch_size": int, "windows": int, "launch": str, "rows": int}
+    check_keys(
+        "the run",
+        {"stamp": "", **training} if isinstance(training, dict) else training,
+        ("stamp", "state", "optimizers", "scaler", "config", *kinds),
+    )
+    _check_settings(training["config"])
+    for name in ("context_length", "n_layer", "n_head", "n_embd", "bias"):
+        if training["config"].get(name) != getattr(saved.config, name):
+            raise ValueError(f"--{name} is not that of the model")
+    for name, kind in kinds.items():
+        if not fits(kind, training[name]) or (kind is int and not 0 < training[name] < 2**48):
+            raise ValueError(f"{name} is {brief(training[name])}")
+    if State.of(training["state"]).pieces >= 2 * training["batch_size"]:
+        raise ValueError(f"pieces is {training['state']['pieces']}")
+
+
+def _check_settings(settings: object) -> None:
+    """Raises ValueError where a run's flags are not of their types; a flag may be missing, or one that is no more."""
+    if not isinstance(settings, dict) or not all(isinstance(name, str) for name in settings):
+        raise ValueError(f"config is {brief(settings)}")
+    for name in _misfits(settings):
+        raise ValueError(f"--{name} is {brief(settings[name])}")
+
+
+def _misfits(settings: Mapping[str, object]) -> list[str]:
+    """The flags whose values in `settings` are not of their types."""
+    known = flags(TrainConfig)
+    return [name for name in known if name in settings and not fits(known[name].kind, settings[name])]
 
 
 def check_unchanged(training: Mapping[str, Any], config: TrainConfig, world: int = 1) -> list[str]:
@@ -126,7 +172,14 @@ def check_unchanged(training: Mapping[str, Any], config: TrainConfig, world: int
             *(f"--{name} was {before[name]} and cannot become {new[name]} in a resumed run" for name in refused),
             "leave these flags out to continue, or start again with --overwrite",
         )
-    return [f"--{name} was {old[name]}, and is {new[name]} from here on" for name in changed]
+    return [
+        *(f"--{name} was {old[name]}, and is {new[name]} from here on" for name in changed),
+        *(
+            f"--{name} was {old[name]}, and is ignored: this program has no such flag"
+            for name in old
+            if name not in new
+        ),
+    ]
 
 
 def step_sequences(config: TrainConfig, batch_size: int, world: int) -> int:
@@ -154,9 +207,21 @@ def was_restarted(folder: Path) -> bool:
     return header is not None and header.get("launch") == launch()
 
 
-def stored_settings(folder: Path) -> dict[str, Any]:
-    """The flags that the run in `folder` was started with; none where there is no run to resume."""
-    return dict((_header(folder) or {}).get("config", {}))
+def stored_settings(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The flags that the run in `folder` was started with, and whether it was this user who named its paths.
+
+    None where there is no run to resume. Raises UserError where a value cannot be one of its flag.
+    """
+    header = _header(folder) or {}
+    settings = header.get("config", {})
+    if not isinstance(settings, dict):
+        raise UserError(f"the flags in {folder / LAST} are damaged: start again with --overwrite")
+    wrong = _misfits(settings)
+    if wrong:
+        raise UserError(*(f"--{name} in {folder / LAST} is damaged: {brief(settings[name])}" for name in wrong))
+    known = flags(TrainConfig)
+    settings = {name: value for name, value in settings.items() if name in known}
+    return settings, trust.is_own(settings, header.get("stamp"))
 
 
 def _header(folder: Path) -> Mapping[str, Any] | None:

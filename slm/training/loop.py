@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 
+from slm.training.garbage import collect_garbage, garbage_held_off
 from slm.training.profiling import profiling
 from slm.training.progress import Progress
 from slm.training.run import Clock, Run
+from slm.training.state import Evaluation
+
+STOP_SECONDS = 10.0  # that the last evaluation may have taken for another one to be made at a signal
 
 
+@garbage_held_off()
 def loop(run: Run, *, clock: Clock, stop: Callable[[], int] = lambda: 0) -> int:
     """Train to the end of the run, or until early stopping. Returns 0, or the signal that cut the run short.
 
@@ -30,6 +36,7 @@ def loop(run: Run, *, clock: Clock, stop: Callable[[], int] = lambda: 0) -> int:
             state.seconds, signal = run.workers.max(clock() - started, stop())
             if signal:
                 keeper.save()
+                bar.write(_measured_at_stop(run))
                 return int(signal)
             if state.seconds - saved_at > 60 * config.save_every:
                 bar.write(keeper.try_to_save())
@@ -38,7 +45,7 @@ def loop(run: Run, *, clock: Clock, stop: Callable[[], int] = lambda: 0) -> int:
             done = plan.share(state) >= 1
             trouble = run.guard.trouble(final=done)
             if not trouble and plan.evaluation_is_due(state):
-                evaluation = run.evaluator.evaluate(run.learner, state)
+                evaluation = _evaluate(run, clock)
                 bar.write(keeper.keep(evaluation, run.pace))
                 if not math.isfinite(evaluation.val.loss):
                     trouble = "the validation loss is NaN or infinite"
@@ -67,6 +74,30 @@ def loop(run: Run, *, clock: Clock, stop: Callable[[], int] = lambda: 0) -> int:
                 bar.write(_short_of_memory(plan.batch_size, outcome.pieces))
             bar.after_step(outcome, run.pace)
             after_step()
+
+
+def _evaluate(run: Run, clock: Clock) -> Evaluation:
+    begun = clock()
+    collect_garbage()
+    run.guard.update_state()
+    evaluation = run.evaluator.evaluate(run.learner, run.state)
+    run.evaluation_seconds = clock() - begun
+    return evaluation
+
+
+def _measured_at_stop(run: Run) -> str:
+    """Measure and keep a model that has learned since its last evaluation; returns what is to be said about it.
+
+    Only where that is quick, or nothing but the untrained model is kept. A second Ctrl-C breaks it off.
+    """
+    state = run.state
+    (seconds,) = run.workers.max(run.evaluation_seconds)
+    is_measured = not state.rows or state.rows[-1]["step"] == state.step
+    if is_measured or (seconds > STOP_SECONDS and state.best_step > 0):
+        return ""
+    with contextlib.suppress(KeyboardInterrupt):
+        return run.keeper.keep_at_stop(run.evaluator.evaluate(run.learner, state))
+    return ""
 
 
 def _short_of_memory(batch_size: int, pieces: int) -> str:

@@ -15,6 +15,8 @@ from slm.training.state import State
 
 PEAK_RATES = {"adamw": 1e-3, "muon": 4e-3}  # at width 384; docs/experiments.md
 EVALUATIONS = 20  # in a run, unless they would take more than EVALUATION_SHARE of it
+EVALUATION_BATCHES = 2  # in each, at least
+GROUPS = 8  # of sequences in an evaluation, at least: how they differ gives the error of a part of a text
 EVALUATION_SHARE = 0.03  # of the run's time; the validation at the end comes on top
 
 
@@ -35,7 +37,7 @@ class Plan:
     schedule: str
     warmup_steps: int | None  # None: by the run's length
     evaluations: int  # in the whole run
-    evaluation_sequences: int  # of each split
+    evaluation_sequences: int  # of the validation text, in each
     evaluate_every: int | None  # steps, instead of `evaluations`
     seed: int
 
@@ -86,6 +88,11 @@ class Plan:
         return self.seed + 1_000_003 * (step + 1)
 
 
+def default_rate(config: TrainConfig) -> float:
+    """The peak rate of a run that neither its flags nor its preset give one."""
+    return PEAK_RATES[config.optimizer] * 384 / config.model.n_embd
+
+
 def make_plan(
     config: TrainConfig,
     *,
@@ -101,7 +108,7 @@ def make_plan(
     batch_seconds: how long `sequences / config.grad_accum` sequences take to evaluate, for a run by the clock.
     Raises UserError where the rates contradict each other.
     """
-    peak_rate = config.learning_rate or PEAK_RATES[config.optimizer] * 384 / config.model.n_embd
+    peak_rate = config.learning_rate or default_rate(config)
     if config.min_lr > peak_rate:
         raise UserError(f"--min_lr {config.min_lr} is above the peak rate, {peak_rate:.2g}: set --learning_rate")
     tokens_per_step = sequences * config.model.context_length
@@ -117,8 +124,7 @@ def make_plan(
         at_the_end = batch_seconds * val_tokens * batches_per_step / tokens_per_step
         time_limit = limit - min(at_the_end, 0.2 * limit)
         speed_guess = 1 / (3 * batch_seconds * batches_per_step)
-    affordable /= 2  # splits
-    evaluations = max(1, min(EVALUATIONS, int(affordable)))
+    evaluations = max(1, min(EVALUATIONS, int(affordable / EVALUATION_BATCHES)))
     if config.eval_every and not config.max_minutes:
         evaluations = max(1, steps // config.eval_every)
     batches = config.eval_batches or max(1, int(affordable / evaluations))
@@ -136,7 +142,7 @@ def make_plan(
         schedule=config.schedule,
         warmup_steps=config.warmup_steps,
         evaluations=evaluations,
-        evaluation_sequences=batches * sequences // batches_per_step,
+        evaluation_sequences=max(GROUPS, batches * sequences // batches_per_step),
         evaluate_every=config.eval_every,
         seed=config.seed,
     )

@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from slm.files import replacing
+from slm.training.showing import Showing
 
 WAIT, STEPS = 3, 5  # steps before, and steps that are recorded
 TRACE = "trace.json"
@@ -24,7 +25,7 @@ def profiling(
 ) -> Iterator[Callable[[], None]]:
     """A function to be called after each step; after the eighth, `folder` has a Chrome trace and `write` gets a table.
 
-    wanted: else nothing is recorded. Raises UserError where the trace cannot be written.
+    wanted: else nothing is recorded. A trace that cannot be written is a warning.
     """
     if not wanted:
         yield lambda: None
@@ -32,6 +33,9 @@ def profiling(
     path = folder / TRACE
 
     def ready(recorded: Any) -> None:
+        write(Showing()(TRACE, show, recorded))
+
+    def show(recorded: Any) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             trace = Path(temporary) / TRACE
             recorded.export_chrome_trace(str(trace))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -15,7 +16,9 @@ from slm.device import peak_memory
 from slm.learner.learner import Outcome
 from slm.training.describe import duration
 from slm.training.plan import Plan
+from slm.training.showing import Showing, printable
 from slm.training.state import Pace, State
+from slm.training.terminal import wrapped
 
 REFRESH_SECONDS = 0.5  # of the bar; reading the loss more often would make a GPU wait
 MEMORY_STEPS = 3  # after which a run has held as much memory as it will
@@ -38,6 +41,7 @@ class Progress:
         self._recent_loss: Tensor | None = None  # a running mean
         self._shown_at, self._shown_step = clock(), state.step
         self._memory_reported, self._time_reported = False, state.step > 0
+        self._attempt = Showing()
 
     def __enter__(self) -> Progress:
         return self
@@ -48,10 +52,13 @@ class Progress:
     def write(self, note: str) -> None:
         """Show a note above the bar; an empty one is ignored."""
         if note:
-            self._bar.write(note)
+            self._bar.write(wrapped(printable(note.rstrip("\n"), sys.stdout.encoding or "utf-8")))
 
     def after_step(self, outcome: Outcome, pace: Pace) -> None:
         """Bring the bar up to date, and report once what is known by now."""
+        self.write(self._attempt("progress", self._after_step, outcome, pace))
+
+    def _after_step(self, outcome: Outcome, pace: Pace) -> None:
         if not outcome.skipped:
             recent = self._recent_loss
             self._recent_loss = outcome.loss if recent is None else recent.lerp(outcome.loss, 0.1)

@@ -17,6 +17,7 @@ from slm.data.batches import TrainingBatches
 from slm.data.corpus import Corpus
 from slm.errors import UserError
 from slm.files import user_path
+from slm.learner.check import check_device
 from slm.learner.feed import Feed
 from slm.learner.learner import Batch, Learner
 from slm.learner.optim import make_optimizers
@@ -48,6 +49,7 @@ class Run:
     workers: Workers
     batch: Callable[[int], Batch]  # micro-batch by its number
     pace: Pace = field(default_factory=Pace)
+    evaluation_seconds: float = 0.0  # that the last one took
 
 
 def assemble(
@@ -65,11 +67,13 @@ def assemble(
     Raises UserError where the text is too short, or is not that of the saved state.
     """
     workers = workers or Workers()
-    _check_length(corpus, config.model.context_length)
+    check_length(corpus, config.model.context_length)
     saved = start.training or {} if start is not None and config.resume else {}
     torch.manual_seed(config.seed)
     model = _new_model(config, corpus).to(device)
     sequences, batch_size, grad_accum = _divided_step(config, corpus, model, dtype, saved, workers)
+    if device.type != "cpu":
+        check_device(model.config, model.rows_in_training, batch_size, device, dtype, workers)
     learner = _new_learner(config, model, device, dtype, workers)
     batches = TrainingBatches(
         corpus.train.ids, batch_size * workers.world, model.config.context_length,
@@ -87,16 +91,19 @@ def assemble(
         if config.max_minutes
         else 0.0,
     )
-    evaluator.sequences = plan.evaluation_sequences
+    evaluator.sequences, evaluator.tokens_per_step = plan.evaluation_sequences, plan.tokens_per_step
     state = State()
     guard = Guard(state, device)
     keeper = Keeper(config, corpus, plan, state, learner, guard, user_path(config.out_dir), clock)
     if start is not None and saved:
         changed = "text" if saved["corpus"] != corpus.fingerprint else "program"
         if changed == "text" or saved.get("rows") != model.rows_in_training:
-            raise UserError(
-                f"the {changed} has changed since {keeper.path(folder.LAST)} was saved: start again with --overwrite"
+            text = " ".join(str(start.facts.get("text", "")).split())[:300]
+            was = f" (it was {text})" if text and changed == "text" else ""
+            mend = (
+                "give --dataset as it was, or start again with --overwrite" if was else "start again with --overwrite"
             )
+            raise UserError(f"the {changed} has changed since {keeper.path(folder.LAST)} was saved{was}: {mend}")
         keeper.restore(start)
     elif start is not None:
         learner.load_weights(start.weights)
@@ -146,16 +153,16 @@ def _new_learner(
 
 
 def _batch_seconds(evaluator: Evaluator, learner: Learner, sequences: int, clock: Clock) -> float:
-    """How long so many sequences of all processes take to evaluate, in the slowest of them."""
+    """Seconds that an evaluation on `sequences` of all processes takes, in the slowest of them."""
     seconds = 0.0
     for _ in range(2):  # the first one warms up
         begun = clock()
-        evaluator.measure(learner, "val", sequences)
+        evaluator.measure(learner, "val", sequences, groups=1)
         (seconds,) = evaluator.workers.max(clock() - begun)
     return seconds
 
 
-def _check_length(corpus: Corpus, context_length: int) -> None:
+def check_length(corpus: Corpus, context_length: int) -> None:
     """Raises UserError where the training text does not fill one sequence."""
     if len(corpus.train) <= context_length:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step: linear warm-up, then down."""
+"""The learning rate as a function of the step: linear warm-up, then decay."""
 
 from __future__ import annotations
 

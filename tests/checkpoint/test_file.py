@@ -9,8 +9,10 @@ import torch
 
 from slm.checkpoint import file as checkpoint
 from slm.checkpoint.file import Checkpoint
+from slm.cli import main
 from slm.config.model import ModelConfig
 from slm.data.tokenizer import gpt2
+from slm.device import peak_memory
 from slm.errors import UserError
 from slm.model.gpt import GPT
 
@@ -167,3 +169,105 @@ def test_a_file_that_is_replaced_while_it_is_read_is_not_mixed(saved, monkeypatc
     loaded = checkpoint.load(path)
     assert loaded.facts == {"val": {"loss": 1.5}}
     assert torch.equal(loaded.weights["token_embedding.weight"], model.token_embedding.weight)
+
+
+def rewritten(path, change):
+    """The file at `path` with another content, as whoever makes one by hand can write it."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+def with_one_number_for_all(content):
+    content["weights"]["position_embedding.weight"] = torch.zeros(1).expand(1 << 30, 4)
+
+
+def with_a_large_one_in_the_state(content):
+    content["training"] = {"optimizers": [{"state": {0: {"exp_avg": torch.zeros(1).expand(1 << 33)}}}]}
+
+
+def with_the_same_numbers_many_times(content):
+    content["training"] = {"optimizers": [torch.zeros(1 << 16)] * 10_000}
+
+
+def with_a_weight_of_no_numbers(content):
+    content["weights"]["position_embedding.weight"] = torch.zeros(8, 4, device="meta")
+
+
+def with_more_integers(content):
+    content["weights"]["more"] = torch.zeros(4, dtype=torch.int64)
+
+
+def with_a_number_for_a_name(content):
+    content["weights"][5] = torch.zeros(4)
+
+
+def with_a_sparse_weight(content):
+    content["weights"]["position_embedding.weight"] = torch.zeros(8, 4).to_sparse()
+
+
+def with_a_list_in_itself(content):
+    content["facts"]["list"] = []
+    content["facts"]["list"].append(content["facts"]["list"])
+    content["weights"]["more"] = torch.zeros(4)
+
+
+def with_a_width_that_has_more_divisors_than_can_be_tried(content):
+    content["model_config"].update(n_embd=10**15, n_head=7)
+
+
+def with_a_billion_layers(content):
+    content["model_config"]["n_layer"] = 10**9
+
+
+def with_long_tokens(content):
+    state = content["tokenizer"]
+    state["lengths"] = torch.cat([state["lengths"][:-1], torch.tensor([65_536, 0], dtype=torch.int32)])
+    state["bytes"] = torch.cat([state["bytes"], torch.full([65_536], 97, dtype=torch.uint8)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_one_number_for_all,
+        with_a_large_one_in_the_state,
+        with_the_same_numbers_many_times,
+        with_a_weight_of_no_numbers,
+        with_more_integers,
+        with_a_number_for_a_name,
+        with_a_sparse_weight,
+        with_a_list_in_itself,
+        with_a_billion_layers,
+        with_a_width_that_has_more_divisors_than_can_be_tried,
+        with_long_tokens,
+    ],
+)
+def test_a_strangers_file_is_one_line_and_never_fills_the_memory(saved, change):
+    path, _ = saved
+    rewritten(path, change)
+    before = peak_memory(torch.device("cpu"))
+    said = refusal(path)
+    assert "\n" not in said
+    assert str(path) in said
+    assert peak_memory(torch.device("cpu")) < before + 500_000_000
+
+
+@pytest.mark.parametrize(
+    ("central", "local", "value"),
+    [(8, 6, 1), (6, 4, 99), (10, 8, 99)],
+    ids=["encrypted", "of a later version of zip", "compressed in another way"],
+)
+def test_an_archive_that_zipfile_cannot_read_is_one_line(saved, central, local, value, capsys):
+    """Fields of each record's entry, and of the record itself; opened as the commands do."""
+    path, _ = saved
+    content = bytearray(path.read_bytes())
+    for mark, place in ((b"PK\x01\x02", central), (b"PK\x03\x04", local)):
+        at = content.find(mark)
+        while at >= 0:
+            content[at + place] = value
+            at = content.find(mark, at + 4)
+    path.write_bytes(content)
+    assert main(["generate", "--model_path", str(path)]) == 2
+    assert f"error: {path} is not a checkpoint that can be opened safely: " in capsys.readouterr().err
+    assert main(["import", str(path), "--out_dir", str(path.parent / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

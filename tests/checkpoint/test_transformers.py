@@ -14,9 +14,11 @@ import huggingface_hub
 import pytest
 import torch
 
+import slm
 from slm.checkpoint import file as checkpoint
 from slm.checkpoint import transformers as pretrained
 from slm.checkpoint.file import Checkpoint
+from slm.checkpoint.open import model_config
 from slm.cli import main
 from slm.config.fields import flags, values_of
 from slm.config.model import ModelConfig
@@ -103,8 +105,8 @@ def test_export_after_import_writes_the_same_files(each_model, tmp_path):
     huggingface.write(each_model, tmp_path / "1", "huggingface")
     huggingface.write(pretrained.load(str(tmp_path / "1")), tmp_path / "2", "huggingface")
     names = sorted(file.name for file in (tmp_path / "1").iterdir())
-    assert len(names) == 8
-    for name in set(names) - {"README.md"}:
+    assert len(names) == 9
+    for name in set(names) - {"README.md", "onnx"}:  # these hold the facts of the training
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
 
 
@@ -238,6 +240,76 @@ def test_gpt2s_own_tokenizer_class_saved_by_transformers(toy, folder, tmp_path):
     assert_same(pretrained.load(str(tmp_path / "again")), toy)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("scale_attn_by_inverse_layer_idx", True),
+        ("reorder_and_upcast_attn", True),
+        ("activation_function", "gelu_fast"),
+        ("activation_function", "gelu_pytorch_tanh"),
+    ],
+)
+def test_other_settings_compute_what_transformers_computes(folder, setting, value):
+    change(folder / "config.json", **{setting: value})
+    weights = {name: 20 * weight for name, weight in weights_of(folder).items()}
+    pickled(folder, weights)
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(pretrained.load(str(folder)).model()(IDS), theirs(IDS).logits, rtol=1e-4, atol=1e-3)
+
+
+def test_a_model_with_an_end_of_its_own_writes_what_it_writes_in_transformers(trained_model, tmp_path):
+    """The id of `</s>` stands first there, as with many tokenizers; the text ends after it in both."""
+    transformers = pytest.importorskip("transformers")
+    huggingface.write(trained_model, tmp_path / "model", "huggingface")
+    folder, end = tmp_path / "model", trained_model.tokenizer.end_of_text
+    for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json"):
+        (folder / name).write_text((folder / name).read_text().replace("<|endoftext|>", "</s>").replace("399", "0"))
+    whole = read(folder / "tokenizer.json")
+    vocab = {name: (id + 1) % (end + 1) for id, name in enumerate(trained_model.tokenizer.printable()[:-1])}
+    vocab["</s>"] = 0
+    change(folder / "tokenizer.json", model={**whole["model"], "vocab": vocab})
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    change(folder / "config.json", bos_token_id=0, eos_token_id=0)
+    change(folder / "generation_config.json", bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    weights = weights_of(folder)
+    pickled(folder, {**weights, "transformer.wte.weight": weights["transformer.wte.weight"].roll(1, 0)})
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.eos_token == "</s>"
+    checkpoint.save(tmp_path / "best_model.pt", pretrained.load(str(folder)))
+    ours = slm.load(str(tmp_path / "best_model.pt"))
+    ended = []
+    for prompt in ("Once upon a time", "One", "They lived happily ever after", "From that day on, they"):
+        ids = tokenizer(f"</s>{prompt}", return_tensors="pt")
+        found = theirs.generate(**ids, do_sample=False, max_new_tokens=40)[0]
+        written = ours.generate(prompt, max_length=40, temperature=0)
+        assert tokenizer.decode(found, skip_special_tokens=True) == prompt + written
+        ended.append(found[-1].item() == 0)
+    assert set(ended) == {True, False}, "choose prompts of which some texts end"
+
+
+def test_the_models_own_end_of_text_is_ours_and_added_tokens_are_named(toy, folder, capsys):
+    change(folder / "config.json", eos_token_id=300, vocab_size=303)
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    whole["added_tokens"] += [
+        {"id": 300, "content": "</s>"}, {"id": 301, "content": "<user>"}, {"id": 302, "content": "<bot>"}
+    ]  # fmt: skip
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    weights = weights_of(folder)
+    rows = torch.cat([weights["transformer.wte.weight"], torch.randn(43, 4)])
+    pickled(folder, weights | {"transformer.wte.weight": rows})
+    loaded = pretrained.load(str(folder))
+    assert loaded.tokenizer.vocab_size == 260
+    torch.testing.assert_close(loaded.weights["token_embedding.weight"][259], rows[300])
+    said = "ordinary text from now on: '<bot>', '<user>', '<|endoftext|>'"
+    assert said in capsys.readouterr().err
+    change(folder / "config.json", eos_token_id=5)  # an ordinary token
+    assert torch.equal(pretrained.load(str(folder)).weights["token_embedding.weight"][259], rows[259])
+
+
 # --- What is refused ---
 
 
@@ -247,9 +319,7 @@ def test_gpt2s_own_tokenizer_class_saved_by_transformers(toy, folder, tmp_path):
         ("model_type", "llama", "its model_type is 'llama', not 'gpt2'"),
         ("activation_function", "relu", "its activation_function is 'relu', and our GPT has 'gelu_new' or"),
         ("n_inner", 17, "its n_inner is 17, and our GPT has 4 * n_embd = 16"),
-        ("scale_attn_by_inverse_layer_idx", True, "its scale_attn_by_inverse_layer_idx is True, and our GPT has False"),
         ("scale_attn_weights", False, "its scale_attn_weights is False, and our GPT has True"),
-        ("reorder_and_upcast_attn", True, "its reorder_and_upcast_attn is True, and our GPT has False"),
         ("tie_word_embeddings", False, "its tie_word_embeddings is False, and our GPT has True"),
         ("layer_norm_epsilon", 1e-6, "its layer_norm_epsilon is 1e-06, and our GPT has 1e-05"),
         ("add_cross_attention", True, "its add_cross_attention is True, and our GPT has False"),
@@ -271,7 +341,14 @@ def test_each_difference_of_the_config(folder, setting, value, expected):
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"), [("activation_function", "gelu_pytorch_tanh"), ("n_inner", 16), ("n_ctx", None)]
+    ("setting", "value"),
+    [
+        ("activation_function", "gelu_pytorch_tanh"),
+        ("activation_function", "gelu_fast"),
+        ("reorder_and_upcast_attn", True),
+        ("n_inner", 16),
+        ("n_ctx", None),
+    ],
 )
 def test_what_is_the_same_under_another_name(toy, folder, setting, value):
     change(folder / "config.json", **{setting: value})
@@ -283,7 +360,7 @@ def test_all_differences_are_named_at_once(folder):
     change(folder / "tokenizer_config.json", add_prefix_space=True)
     change(folder / "tokenizer.json", normalizer={"type": "NFC"})
     assert problems(folder) == [
-        "its activation_function is 'relu', and our GPT has 'gelu_new' or 'gelu_pytorch_tanh'",
+        "its activation_function is 'relu', and our GPT has 'gelu_new' or 'gelu_pytorch_tanh' or 'gelu_fast'",
         "its layer_norm_epsilon is 1e-06, and our GPT has 1e-05",
         "its n_inner is 8, and our GPT has 4 * n_embd = 16",
         "its tokenizer is not GPT-2's byte-level BPE: it adds a space before a text",
@@ -472,7 +549,7 @@ def test_a_damaged_index(folder, content, expected):
 def test_without_safetensors_the_mend_is_named(folder, monkeypatch):
     for module in ("safetensors", "safetensors.torch"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert 'python -m pip install -e ".[export]"' in problem(folder)
+    assert "python -m pip install safetensors" in problem(folder)
 
 
 # --- The hub ---
@@ -586,3 +663,10 @@ def test_the_flag_is_from():
 def test_python_m_slm_is_the_command_line():
     run = subprocess.run([sys.executable, "-m", "slm", "--version"], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("slm ")
+
+
+def test_the_shape_alone_is_read_without_the_weights(toy, folder):
+    assert model_config(folder) == pretrained.load(str(folder)).config
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    assert model_config(folder).vocab_size == 260

@@ -1,11 +1,21 @@
 """What the tests of sources share."""
 
+import codecs
+
 import pytest
 
 from slm.data.source import END_OF_TEXT, Piece, Source
 from slm.data.sources import open_source
 from slm.data.tokenizer import gpt2
 from slm.errors import UserError
+
+MARKS = {  # encoding -> its byte order mark
+    "utf-8": codecs.BOM_UTF8,
+    "utf-16-le": codecs.BOM_UTF16_LE,
+    "utf-16-be": codecs.BOM_UTF16_BE,
+    "utf-32-le": codecs.BOM_UTF32_LE,
+    "utf-32-be": codecs.BOM_UTF32_BE,
+}
 
 
 def read(dataset, **options):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from slm.data.cache import get_folder, get_folders, has_folder, read_array
+from slm.data.cache import get_folder, get_folders, has_folder, open_cache, read_array
 from slm.errors import UserError
 from slm.files import take_lock
 
@@ -76,3 +76,11 @@ def test_a_folder_that_another_process_makes_is_waited_for(tmp_path):
         assert take_lock(lock) is None
         made = get_folders(tmp_path, [({}, write), ({"number": 1}, lambda _: other.communicate("\n"))])
     assert made[0].name == folder.name
+
+
+def test_a_cache_that_everybody_can_change_is_said(tmp_path, capsys):
+    assert open_cache(str(tmp_path)) == tmp_path
+    assert capsys.readouterr().err == ""
+    tmp_path.chmod(0o777)
+    open_cache(str(tmp_path))
+    assert "every user of this machine can change the token files in" in capsys.readouterr().err

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from slm.config.train import DataConfig
+from slm.data import cache, encoding
 from slm.data import corpus as module
-from slm.data import encoding
 from slm.data.corpus import choose_validation, prepare
 from slm.data.encoding import Encoded
 from slm.data.source import END_OF_TEXT
@@ -122,6 +122,27 @@ def test_validation_of_its_own_has_no_share(config, tmp_path):
     assert prepare(dataclasses.replace(config, val_dataset=str(tmp_path / "val.txt")), 50_257).held_out is None
 
 
+def test_the_description_names_files_field_and_validation(config, tmp_path):
+    folder = tmp_path / "clone" / "data"
+    folder.mkdir(parents=True)
+    for split in ("train", "validation", "test"):
+        rows = [json.dumps({"n": number, "story": f"{split} {number}"}) for number in range(3)]
+        (folder / f"{split}-00000-of-00001.jsonl").write_text("\n".join(rows))
+    config = dataclasses.replace(config, dataset=str(tmp_path / "clone"))
+    corpus = prepare(config, 50_257)
+    assert [documents(tokens)[-1] for tokens in (corpus.train, corpus.val)] == ["train 2", "validation 2"]
+    assert (corpus.held_out, corpus.caution) == (None, "")
+    train, val, test = (f"{split}-00000-of-00001.jsonl" for split in ("train", "validation", "test"))
+    assert prepare(config, 50_257).description == (
+        f"1 file, 86 bytes: {train}; field: story; left out: {val}, {test};"
+        f" validation: 1 file, 101 bytes: {val}; field: story"
+    )
+    (tmp_path / "own.txt").write_text("A story of its own.")
+    corpus = prepare(dataclasses.replace(config, val_dataset=str(tmp_path / "own.txt")), 50_257)
+    assert documents(corpus.val) == ["A story of its own."]
+    assert documents(corpus.train) == ["train 0", "train 1", "train 2"]
+
+
 def test_a_validation_file_leaves_all_for_training(config, tmp_path):
     (tmp_path / "val.txt").write_text("A story of its own.")
     corpus = prepare(dataclasses.replace(config, val_dataset=str(tmp_path / "val.txt")), 50_257)
@@ -227,3 +248,17 @@ class TestCache:
             "checksums.json", "tokenizer.npz", "train.bin", "train.json", "val.bin", "val.json",
         ]  # fmt: skip
         assert json.loads((folder / "train.json").read_text()).keys() == {"tokens", "documents", "text_bytes", "dtype"}
+
+
+def test_tokens_that_the_vocabulary_lacks_are_one_line(config):
+    """A cache that others can write to may hold anything, with checksums that are right."""
+    corpus = prepare(config, 300)
+    (path,) = Path(config.cache_dir).glob("*/train.bin")
+    ids = np.fromfile(path, dtype=corpus.train.ids.dtype)
+    ids[5] = 60_000
+    ids.tofile(path)
+    names = sorted(file.name for file in path.parent.iterdir() if file.name != cache.CHECKSUMS)
+    sums = cache._checksums(path.parent, names)
+    (path.parent / cache.CHECKSUMS).write_text(json.dumps({"files": sums, "checksum": cache._crc(sums)}))
+    with pytest.raises(UserError, match=r"are damaged: .*train\.bin has the token 60000, and the vocabulary 300"):
+        prepare(config, 300)

@@ -1,5 +1,8 @@
 """Pieces -> token files: what is in them, whatever blocks the text is encoded in."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -70,3 +73,21 @@ def test_a_text_that_changes_while_it_is_read_is_refused():
     for chosen in (np.zeros(2, dtype=bool), np.zeros(4, dtype=bool)):
         with pytest.raises(UserError, match="changed while it was read"):
             list(encoding._with_split(source_of("a", "b", "c"), chosen))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_split_is_not_in_memory_once_it_was_opened(tmp_path):
+    """A map counts as memory where it was looked at: here it would be 256 MB."""
+    (tmp_path / "train.json").write_text('{"tokens": 128000000, "documents": 1, "text_bytes": 1, "dtype": "uint16"}')
+    with (tmp_path / "train.bin").open("wb") as file:
+        file.truncate(256_000_000)
+    code = (
+        "import re, sys\nfrom pathlib import Path\nfrom slm.data.encoding import read_tokens\n"
+        "def peak():\n"
+        "    return int(re.search(r'VmHWM:\\s+(\\d+) kB', Path('/proc/self/status').read_text())[1])\n"
+        "before = peak()\ntokens = read_tokens(Path(sys.argv[1]), 'train', 50257)\nprint(len(tokens), peak() - before)"
+    )
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    count, more = map(int, run.stdout.split())
+    assert count == 128_000_000
+    assert more < 40_000

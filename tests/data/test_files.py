@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from slm.data.sources import open_source
+from slm.data.sources import open_source, validation_source
 from tests.data.conftest import joined, read, refusal
 
 
@@ -27,7 +27,7 @@ def test_a_folder_is_read_in_order_without_hidden_and_foreign_files(here):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text('{"text": "rows"}' if name == "c.JSONL" else name)
     assert read("set") == read(here / "set") == ["a.text", "b/1.md", "b/2.txt", "rows"]
-    assert open_source("set").description == "4 files, 35 bytes: a.text, b/1.md, b/2.txt, 1 more"
+    assert open_source("set").description == ("4 files, 35 bytes: a.text, b/1.md, b/2.txt, 1 more; field: text")
 
 
 def test_globs(here):
@@ -129,6 +129,15 @@ def test_files_about_a_folder_and_of_a_run_are_left_out_and_named(here):
     assert read("set/*.md") == ["README.md", "my-license.md", "readmes.md"]
 
 
+def test_a_model_beside_a_text_is_not_read(here):
+    write_all(
+        "a.txt", "m/config.json", "m/tokenizer_config.json", "m/merges.txt", "m/vocab.json", "cache/checksums.json"
+    )
+    assert read("set") == ["a.txt"]
+    write_all("my-config.json", "vocab.txt")
+    assert read("set") == ["a.txt", "my-config.json", "vocab.txt"]
+
+
 def test_a_folder_of_nothing_but_a_readme_is_read(here):
     Path("set").mkdir()
     Path("set/README.md").write_text("one")
@@ -141,3 +150,82 @@ def test_a_folder_of_code_says_how_to_read_it(here):
     Path("set/a.py").write_text("x = 1")
     assert refusal("set").endswith('to read other files as text, quote a pattern, such as "folder/**/*.py"')
     assert read("set/**/*.py") == ["x = 1"]
+
+
+def write_all(*names):
+    for name in names:
+        Path("set", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("set", name).write_text(f'{{"text": "{name}"}}' if ".json" in name else name)
+
+
+@pytest.mark.parametrize(
+    ("validation", "train"),
+    [
+        ("valid.txt", "a.txt"),
+        ("val.jsonl", "book.jsonl"),
+        ("dev.txt", "train.txt"),
+        ("Validation-00000-of-00001.txt", "more.txt"),
+        ("TinyStoriesV2-GPT4-valid.txt", "TinyStoriesV2-GPT4-train.txt"),
+        ("wiki_val_0001.txt", "wiki_train_0001.txt"),
+        ("dev-clean.txt", "train-clean-100.txt"),
+        ("data/val_set.jsonl", "data/more.jsonl"),
+        ("validation/a.txt", "a.txt"),
+        ("en/dev/a.txt", "en/train/a.txt"),
+        ("dev2.text", "train2.text"),
+    ],
+)
+def test_files_of_a_folder_whose_names_say_validation_are_kept_for_it(here, validation, train):
+    write_all(validation, train)
+    assert read("set") == [train]
+    assert read("set", held_out=True) == joined(validation_source("set").pieces()) == [validation]
+    assert open_source("set").description.endswith(f"; left out: {Path(validation).name}")
+    assert open_source("set").fingerprint != open_source("set", held_out=True).fingerprint
+
+
+@pytest.mark.parametrize("test", ["test.txt", "test_2.md", "corpus-test.txt", "test/a.txt"])
+def test_files_for_tests_are_left_out(here, test):
+    write_all("train.txt", "data/train/b.txt", "README.md", test)
+    assert read("set") == ["data/train/b.txt", "train.txt"]
+    assert read("set", held_out=True) == ["data/train/b.txt", "train.txt"]
+    assert validation_source("set") is None
+    assert open_source("set").description.endswith(f"; left out: {Path(test).name}, README.md")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "interval.txt", "devotion.txt", "testament.txt", "latest.txt", "valentine.txt", "contest.txt", "invalid.txt",
+        "validity.txt", "evaluation.txt", "dev-diary.md", "test drive.txt", "Val d'Isere.txt", "a driving test.md",
+        "valid points.txt", "dev/diary.md", "test/drive.md", "protest/test-match.txt", "väl.txt", "1984.txt",
+    ],
+)  # fmt: skip
+def test_files_whose_names_only_look_like_a_split_are_trained_on(here, name):
+    write_all(name, "a.txt")
+    assert read("set") == sorted([name, "a.txt"])
+    assert validation_source("set") is None
+
+
+def test_files_of_a_single_split_are_read_as_they_are(here):
+    write_all("validation/a.txt", "validation/b.txt")
+    assert read("set") == read("set/validation") == read("set", held_out=True)
+    assert validation_source("set") is None
+    assert "left out" not in open_source("set").description
+
+
+def test_linked_folders_are_read_once_and_circles_end(here):
+    write_all("a.txt", "b/c.txt")
+    Path("outside").mkdir()
+    Path("outside/d.txt").write_text("d")
+    for link, target in [("b/up", "set"), ("b/self", "set/b"), ("out", "outside"), ("z", "outside")]:
+        Path("set", link).symlink_to(here / target, target_is_directory=True)
+    Path("set/again.txt").symlink_to(here / "set/b/c.txt")
+    Path("set/dead.txt").symlink_to("nowhere")
+    assert read("set") == read("set/**/*.txt") == read("set/**") == ["a.txt", "b/c.txt", "d"]
+    assert read("set/**/c.txt") == read("set/**/up/**/c.txt") == ["b/c.txt"]
+
+
+def test_globs_in_folders_with_odd_names(here):
+    write_all("a[1]/b.txt", ".hidden/c.txt", "d/.e.txt")
+    assert read("set/**/*.txt") == read("**/*.txt") == read(here / "**" / "b.txt") == ["a[1]/b.txt"]
+    assert refusal("none/**/*.txt").startswith("no file matches none/**/*.txt: ")
+    assert refusal("set/a[[]1]/b.txt/**/*.txt").startswith("no file matches ")

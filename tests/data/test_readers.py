@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slm.data import readers
+from slm.data import readers, source, text_file
 from slm.data.sources import open_source
 from tests.data.conftest import read, refusal, write_parquet
 
@@ -33,9 +34,10 @@ FILES = {
 
 
 @pytest.mark.parametrize("size", range(1, 8))
-def test_blocks_may_cut_characters_line_ends_and_the_byte_order_mark(here, size):
+def test_blocks_may_cut_characters_line_ends_and_the_byte_order_mark(here, monkeypatch, size):
+    monkeypatch.setattr(text_file, "BLOCK", size)
     Path("a.txt").write_bytes(b"\xef\xbb\xbf" + "é\r\n\r\n€ 😀\rz\ufeff\r".encode())
-    text = list(readers.read_text(Path("a.txt"), "strict", size=size))
+    text = list(text_file.read_text(Path("a.txt"), "strict"))
     assert "".join(text) == "é\n\n€ 😀\nz\ufeff\n"
     assert all(text)
 
@@ -63,7 +65,7 @@ def test_rows_are_documents(here, name):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 40])
 def test_rows_do_not_depend_on_blocks(here, monkeypatch, name, size):
-    monkeypatch.setattr(readers, "read_text", partial(readers.read_text, size=size))
+    monkeypatch.setattr(text_file, "BLOCK", size)
     Path(name).write_text("\ufeff" + FILES[name])
     assert read(name) == ["one", "two", "three"]
 
@@ -105,7 +107,7 @@ def test_any_json_list_or_lines_come_back(tmp_path, texts, size, ascii_only):
     write = partial(json.dumps, ensure_ascii=ascii_only)
     rows = [{"n": -12.5, "text": text, "more": [None, {"a": True}]} for text in texts]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "read_text", partial(readers.read_text, size=size))
+        patch.setattr(text_file, "BLOCK", size)
         for written in (write(rows), write(rows, indent=1), "\n".join(map(write, rows))):
             (tmp_path / "a.json").write_text(written)
             assert list(readers.json_rows(tmp_path / "a.json", "text", "strict")) == texts
@@ -156,6 +158,22 @@ def test_binary_files(here):
     Path("a.txt").write_bytes(b"GIF\0\xff")
     assert refusal("a.txt").startswith("a.txt does not look like text: byte 3 is zero; the formats are text (.txt")
     assert "does not look like text" in refusal("a.txt", errors="replace")
+    assert "--errors" not in refusal("a.txt", errors="replace")
+    Path("b.txt").write_bytes(bytes(range(256)) * 10)  # few zeros, but nothing else is text either
+    assert "does not look like text" in refusal("b.txt", errors="replace")
+
+
+@pytest.mark.parametrize("place", [0, 50, 2**20 + 10])
+def test_single_zero_bytes_in_a_text(here, capsys, place):
+    source.note.cache_clear()
+    words = b"once upon a time " * 100_000
+    Path("a.txt").write_bytes(words[:place] + b"\0" + words[place:])
+    whole = words[:place].decode() + "\ufffd" + words[place:].decode()
+    assert "".join(piece.text for piece in open_source("a.txt", errors="replace").pieces()) == whole.rstrip()
+    if place < 2**20:
+        assert capsys.readouterr().err == "note: zero bytes in a.txt are read as U+FFFD\n"
+        message = f"byte {place} of a.txt is zero, which no text has: delete it, or pass --errors replace"
+        assert refusal("a.txt") == message
 
 
 def test_zero_characters_in_rows_are_text(here):
@@ -202,7 +220,7 @@ def test_rows_that_are_not_text(here):
     Path("b.json").write_text('["one", ["two"]]')
     write_parquet("c.parquet", text=[1, 2])
     assert refusal("a.jsonl") == (
-        "row 2 of a.jsonl holds a value of type int, not text: mend that row, or choose another field with --text_field"
+        "row 2 of a.jsonl holds a value of type int, not text: fix that row, or choose another field with --text_field"
     )
     assert "row 2 of b.json holds a value of type list" in refusal("b.json")
     assert "row 1 of c.parquet holds a value of type int" in refusal("c.parquet")
@@ -221,16 +239,16 @@ def test_rows_that_are_not_text(here):
 )
 @pytest.mark.parametrize("size", [1, 10, 2**20])
 def test_malformed_json(here, monkeypatch, text, line, problem, size):
-    monkeypatch.setattr(readers, "read_text", partial(readers.read_text, size=size))
+    monkeypatch.setattr(text_file, "BLOCK", size)
     Path("a.jsonl").write_text(text)
-    assert refusal("a.jsonl") == f"a.jsonl, line {line}, is malformed: {problem}; mend or delete that line"
+    assert refusal("a.jsonl") == f"a.jsonl, line {line}, is malformed: {problem}; fix or delete that line"
 
 
 @pytest.mark.parametrize("row", ["[" * 100_000, '{"a":' * 100_000, '{"text": "b", "n": ' + "9" * 5_000 + "}"])
 def test_json_beyond_pythons_limits(here, row):
     Path("a.jsonl").write_text('{"text": "a"}\n' + row)
     problem = "a number has too many digits, or too many brackets are open"
-    assert refusal("a.jsonl") == f"a.jsonl, line 2, is malformed: {problem}; mend or delete that line"
+    assert refusal("a.jsonl") == f"a.jsonl, line 2, is malformed: {problem}; fix or delete that line"
 
 
 def test_malformed_csv(here):
@@ -238,7 +256,7 @@ def test_malformed_csv(here):
     Path("b.csv").write_text('text\n"o\nne"\n"two\nthree\n')
     assert refusal("a.csv") == (
         "a.csv, line 3, is malformed: 3 values under 2 names: put text with a delimiter in quotes;"
-        " mend or delete that line"
+        " fix or delete that line"
     )
     assert refusal("b.csv").startswith("b.csv, line 4, is malformed: unexpected end of data")
 
@@ -269,7 +287,7 @@ def test_local_files_are_read_without_datasets(here):
 
 
 def test_a_default_field_that_only_later_rows_have_is_taken(here, capsys):
-    readers._note.cache_clear()
+    source.note.cache_clear()
     Path("a.jsonl").write_text('{"title": "A title"}\n{"title": "B", "text": "the story itself"}\n')
     Path("b.jsonl").write_text('{}\n{"text": "one"}\n{"text": null}\n{"text": "two"}\n')
     assert read("a.jsonl") == ["the story itself"]
@@ -289,13 +307,15 @@ def test_a_default_field_far_below_is_not_passed_over(here):
 def test_rows_that_mostly_lack_the_field_are_refused(here):
     Path("a.jsonl").write_text('{"text": "one"}\n' * 30 + '{"content": "two"}\n' * 2_000)
     problem = "2,000 of 2,030 rows of a.jsonl have no field 'text'"
-    assert refusal("a.jsonl") == f"{problem}; choose the field that they have with --text_field, or mend those rows"
+    mend = "choose the field that they have, 'content', with --text_field, or fix those rows"
+    assert refusal("a.jsonl") == f"{problem}; {mend}"
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        {"id": "0", "conversations": [{"from": "human", "value": "hi"}]},
+        {"id": "0", "lines": [{"speaker": "human", "line": "hi"}]},
+        {"title": "a", "conversations": [{"from": "human", "value": "hi"}]},
         {"title": "a", "doc": {"body": "b"}},
         {"doc_id": "7"},
         {"URL": "a", "sha256": "b"},
@@ -321,7 +341,7 @@ def test_a_dictionary_of_strings_could_be_meant(here):
 
 
 def test_identifiers_do_not_hide_the_only_text_and_the_field_is_printed(here, capsys):
-    readers._note.cache_clear()
+    source.note.cache_clear()
     Path("ids.jsonl").write_text('{"id": "0", "source_url": "u", "story": "one"}\n')
     Path("ids.csv").write_text("uuid,date,story\n1,2020-01-01,two\n")
     assert read("ids.*") == ["two", "one"]
@@ -344,9 +364,15 @@ def test_spaces_may_follow_the_delimiters_of_a_table(here):
 
 
 def test_short_rows_of_a_table_are_counted(here, capsys):
-    readers._note.cache_clear()
+    source.note.cache_clear()
     Path("a.csv").write_text("id,text\n1,one\n\n2\n3,two\n")
     Path("b.csv").write_text("id,text\n1,one\n2\n3\n")
     assert read("a.csv") == ["one", "two"]
     assert capsys.readouterr().err == "note: 1 of 3 rows of a.csv have no field 'text' and are left out\n"
     assert refusal("b.csv").startswith("2 of 3 rows of b.csv have no field 'text'; choose the field that they have")
+
+
+def test_the_formats_of_the_error_and_of_the_page_are_those_with_a_reader():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    assert set(readers.ROWS) <= set(re.findall(r"\.\w+", text_file.READABLE))
+    assert set(readers.ROWS) <= set(re.findall(r"`(\.\w+)`", page.split("**Encodings.**")[0]))

@@ -18,7 +18,10 @@ def test_a_path_is_preferred_to_a_name(here):
     assert validation_source("stories") is validation_source("roneneldan/TinyStories") is None
 
 
-def test_a_fingerprint_tells_what_else_changes_the_text(here):
+def test_a_fingerprint_tells_what_else_changes_the_text(here, hub):
+    rows = '{"text": "one", "story": "two"}'
+    hub.push("roneneldan/TinyStories", {"train.jsonl": rows, "valid.jsonl": rows})
+    cache = {"cache_dir": str(here / "cache")}
     Path("a.txt").write_text("one")
     Path("b.txt").write_text("two")
     seen = [
@@ -29,10 +32,10 @@ def test_a_fingerprint_tells_what_else_changes_the_text(here):
         open_source("stories"),
         open_source("stories:3"),
         open_source("stories:3", held_out=True),
-        open_source("tinystories"),
-        open_source("tinystories", held_out=True),
-        open_source("tinystories", text_field="story"),
-        open_source("owner/name"),
+        open_source("tinystories", **cache),
+        open_source("tinystories", held_out=True, **cache),
+        open_source("tinystories", text_field="story", **cache),
+        open_source("tinystories[:1]", **cache),
     ]
     Path("a.txt").rename("c.txt")  # now after b
     seen.append(open_source("*.txt"))
@@ -44,10 +47,10 @@ def test_missing_paths(here):
     Path("data/story.txt").write_text("text")
     assert refusal("data/stroy.txt") == "no file or folder data/stroy.txt: did you mean data/story.txt?"
     assert refusal("data/storys") == "no file or folder data/storys: did you mean data/story.txt?"
-    assert refusal("storis").endswith("did you mean stories or tinystories?")
+    assert refusal("storis").endswith("did you mean stories or tinystories or simplestories?")
     nothing_like_it = "no file or folder no/such/file: give the path of a text, or pass --dataset stories"
     assert refusal("no/such/file") == nothing_like_it
-    assert refusal("*.txt") == "no file matches *.txt: mend the pattern, or give a folder"
+    assert refusal("*.txt") == "no file matches *.txt: fix the pattern, or give a folder"
     assert refusal("") == "'' is neither a file nor a folder: give the path of one"
 
 

@@ -1,5 +1,8 @@
 """Tokenizers: known ids, round trips, cut vocabularies."""
 
+import signal
+from threading import Event, Timer
+
 import numpy as np
 import pytest
 import tiktoken
@@ -203,3 +206,18 @@ def test_training_on_text_that_is_one_word(alphabet):
     tokenizer = train_bpe([text], 400)
     assert tokenizer.vocab_size == 400 or set(alphabet) == set("\ud800 a")
     assert tokenizer.decode(tokenizer.encode(text)) == text.replace("\ud800", "\ufffd")
+
+
+def test_training_a_tokenizer_heeds_ctrl_c_though_it_has_left_python():
+    Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    with pytest.raises(KeyboardInterrupt):
+        module._heeding_signals(Event().wait)
+
+
+def test_what_goes_wrong_with_the_text_ends_the_training_of_a_tokenizer():
+    def texts():
+        yield "once upon a time"
+        raise UserError("line 2 is malformed")
+
+    with pytest.raises(UserError, match="line 2 is malformed"):
+        train_bpe(texts(), 300)

@@ -25,7 +25,7 @@ def test_several_formats_beside_the_model_or_elsewhere(trained, tmp_path, capsys
     assert names(tmp_path) == ["v1.5 model.onnx", "v1.5 model.pt", "v1.5 model.torchscript.pt"]
     said = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in said] == ["onnx", "torchscript"]
-    assert all("logits within " in line for line in said)
+    assert all("matches PyTorch" in line for line in said)
     assert main(["export", "--model_path", str(path), "--out_dir", str(tmp_path / "new" / "folder")]) == 0
     assert names(tmp_path / "new" / "folder") == ["v1.5 model.onnx"]
 
@@ -43,7 +43,7 @@ def test_one_format_that_fails_does_not_stop_the_others(trained, tmp_path, capsy
     flags = ["--model_path", str(trained), "--out_dir", str(tmp_path)]
     assert main(["export", *flags, "--format", "onnx,torch_export"]) == 2
     shown = capsys.readouterr()
-    assert shown.err == f"error: {tmp_path / 'best_model.onnx'} is a folder, and in the way: take it out\n"
+    assert shown.err == f"error: {tmp_path / 'best_model.onnx'} is a folder, and in the way: remove it\n"
     assert names(tmp_path) == ["best_model.onnx", "best_model.pt2"]
 
 
@@ -58,16 +58,18 @@ def test_a_folder_with_something_else_in_it_stays(tmp_path):
 
     def publish(content):
         with publishing(target) as path:
-            path.mkdir()
+            (path / "part").mkdir(parents=True)
             (path / "a").write_text(content)
 
     publish("old")
     publish("new")
     assert (target / "a").read_text() == "new"
-    (target / "mine").write_text("keep")
-    with pytest.raises(UserError, match="holds 'mine', which is not of an export"):
-        publish("newer")
-    assert ((target / "a").read_text(), (target / "mine").read_text()) == ("new", "keep")
+    for mine in ("mine", "part/mine"):
+        (target / mine).write_text("keep")
+        with pytest.raises(UserError, match=f"holds '{mine}', which is not part of an export"):
+            publish("newer")
+        assert ((target / "a").read_text(), (target / mine).read_text()) == ("new", "keep")
+        (target / mine).unlink()
     assert names(tmp_path) == ["made"]
 
 
@@ -89,7 +91,7 @@ def test_an_export_that_is_terminated_leaves_nothing(trained, tmp_path):
     code = (
         "import sys, time\nfrom slm.export import onnx\n"
         "def write(loaded, path, format):\n  path.write_text('half'); print('begun', flush=True); time.sleep(60)\n"
-        "onnx.write = write\nfrom slm.cli import main\nsys.exit(main(sys.argv[1:]))"
+        "onnx.write = write\nfrom slm.cli import script\nscript(sys.argv[1:])"
     )
     flags = ["export", "--model_path", str(trained), "--out_dir", str(tmp_path)]
     process = subprocess.Popen([sys.executable, "-c", code, *flags], cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -12,7 +12,7 @@ from ctranslate2 import Generator
 from slm.errors import UserError
 from slm.export import ctranslate2
 from slm.export.command import export
-from slm.export.parts import expected_logits, random_ids
+from slm.export.parts import expected_logits
 
 FORMATS = ["ctranslate2", "ctranslate2-int8"]
 
@@ -106,7 +106,7 @@ def test_the_folder_holds_the_tokenizer(trained_model, tmp_path):
 def test_export_tries_the_folder(each_model, tmp_path, capfd, format):
     said = export(each_model, format, tmp_path / "m")
     assert said.startswith(f"{format:12} {tmp_path / 'm'}-{format} (")
-    assert said.endswith(f" of PyTorch's on {random_ids(each_model).size} random tokens")
+    assert ": matches PyTorch" in said
     assert "\n" not in said
     assert capfd.readouterr() == ("", "")
 
@@ -122,7 +122,5 @@ def test_a_folder_with_wrong_weights_is_not_kept(trained_model, tmp_path, monkey
 
 def test_without_ctranslate2_the_mend_is_named(trained_model, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
-    with pytest.raises(
-        UserError, match=r"^ctranslate2 needs the Python package 'ctranslate2', [^\n]*\[export\][^\n]*$"
-    ):
+    with pytest.raises(UserError, match=r"python -m pip install ctranslate2$"):
         export(trained_model, "ctranslate2", tmp_path / "m")

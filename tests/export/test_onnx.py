@@ -14,7 +14,8 @@ from slm.data.tokenizer import Tokenizer, gpt2
 from slm.errors import UserError
 from slm.export.command import export
 from slm.export.onnx import block_size, quantise
-from slm.inference.onnx_engine import OnnxEngine, describe
+from slm.inference.onnx_engine import OnnxEngine
+from slm.inference.onnx_file import describe, seal
 from slm.model.gpt import GPT
 
 
@@ -129,7 +130,7 @@ def test_logits_are_computed_for_as_many_positions_as_are_asked_for(session):
 def test_each_kind_of_model(each_model, tmp_path):
     for format in ("onnx", "onnx-int8", "onnx-int4"):
         said = export(each_model, format, tmp_path / "m")
-        assert "of PyTorch's on" in said
+        assert "matches PyTorch" in said
     engine = OnnxEngine(tmp_path / "m.onnx")
     assert engine.tokenizer.tokens == each_model.tokenizer.tokens
     assert engine.context_length == each_model.config.context_length
@@ -283,8 +284,8 @@ def test_a_damaged_file_never_reaches_the_runtime(path, tmp_path, monkeypatch):
 def foreign(path, names, **metadata):
     """An ONNX file that has nothing to do with ours."""
     inputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, [1, 2, 3, 4]) for name in names]
-    output = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.INT64, [1, 2, 3, 4])
-    nodes = [onnx.helper.make_node("Max", names, ["logits"])]
+    output = onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.INT64, [len(names), 2, 3, 4])
+    nodes = [onnx.helper.make_node("Concat", names, ["logits"], axis=0)]
     model = onnx.helper.make_model(
         onnx.helper.make_graph(nodes, "g", inputs, [output]),
         opset_imports=[onnx.helper.make_opsetid("", 20)],
@@ -299,7 +300,9 @@ OURS = ["input_ids", "attention_mask", "position_ids", "past_key_values.0.key"]
 
 
 def test_a_graph_without_our_inputs(tmp_path, capsys):
-    assert "its graph has no input attention_mask, position_ids" in says(foreign(tmp_path / "a.onnx", OURS[:1]), capsys)
+    assert "its graph has no input attention_mask, past_key_values.0.key, position_ids" in says(
+        foreign(tmp_path / "a.onnx", OURS[:1]), capsys
+    )
     assert "has no input past_key_values.0.key" in says(foreign(tmp_path / "b.onnx", OURS[:3]), capsys)
 
 
@@ -322,6 +325,70 @@ def test_a_graph_whose_tokenizer_is_another(path, tmp_path, capsys):
     onnx.helper.set_model_props(model, describe(Tokenizer("b", [bytes([byte]) for byte in range(256)]), 128, {}))
     onnx.save(model, tmp_path / "m.onnx")
     assert "is damaged: ValueError: 50257 logits for 257 tokens" in says(tmp_path / "m.onnx", capsys)
+
+
+def with_a_loop(model):
+    """One whose body would be run 10^12 times."""
+    true = onnx.helper.make_node("Identity", ["on"], ["on_"])
+    scalar = onnx.helper.make_tensor_value_info
+    body = onnx.helper.make_graph(
+        [true],
+        "body",
+        [scalar("i", onnx.TensorProto.INT64, []), scalar("on", onnx.TensorProto.BOOL, [])],
+        [scalar("on_", onnx.TensorProto.BOOL, [])],
+    )
+    model.graph.node.append(onnx.helper.make_node("Loop", ["trips", ""], [], body=body))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(10**12), "trips"))
+
+
+def with_gigabytes(model):
+    model.graph.node.append(onnx.helper.make_node("ConstantOfShape", ["shape"], ["large"]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([1 << 40]), "shape"))
+
+
+def with_an_operator_of_another_domain(model):
+    model.graph.node.append(onnx.helper.make_node("Add", ["a", "b"], ["c"], domain="evil"))
+
+
+def with_a_graph_in_an_operator_of_ours(model):
+    model.graph.node[0].attribute.append(onnx.helper.make_attribute("body", onnx.helper.make_graph([], "g", [], [])))
+
+
+def with_a_function(model):
+    node = onnx.helper.make_node("Add", ["x", "x"], ["y"])
+    model.functions.append(onnx.helper.make_function("d", "Add", ["x"], ["y"], [node], model.opset_import))
+
+
+def with_weights_elsewhere(model):
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "../../secret"
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (with_a_loop, "an operator with a graph of its own"),
+        (with_gigabytes, "the operator 'ConstantOfShape'"),
+        (with_an_operator_of_another_domain, "the operator 'evil.Add'"),
+        (with_a_graph_in_an_operator_of_ours, "an operator with a graph of its own"),
+        (with_a_function, "functions of its own"),
+        (with_weights_elsewhere, "weights in another file"),
+    ],
+)
+def test_a_graph_with_what_no_export_writes_never_reaches_the_runtime(change, part, path, tmp_path, monkeypatch):
+    """It is sealed like ours: whoever makes such a file can do that, too."""
+    model = onnx.load(path)
+    del model.metadata_props[-1]
+    change(model)
+    onnx.save(model, tmp_path / "m.onnx")
+    seal(tmp_path / "m.onnx")
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(UserError, match="is no model of this project: its graph has") as error:
+        OnnxEngine(tmp_path / "m.onnx")
+    assert part in str(error.value)
 
 
 def test_no_file(tmp_path, capsys):

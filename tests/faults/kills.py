@@ -11,7 +11,6 @@ measured and exported. After each kill every file in the run's folder must open 
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 import json
@@ -26,6 +25,8 @@ import time
 import traceback
 from collections import Counter
 from pathlib import Path
+
+from slm.run_files import read_rows, read_samples
 
 PHASES = ("between", "tokenising", "step", "evaluation", "save", "export")
 CLOCK = {"seconds", "tokens_per_second"}
@@ -51,6 +52,7 @@ def life(config, shared, kill_at_call=None):
         run.batch = noted("step", run.batch)
         run.learner.step = noted("step", run.learner.step)
         run.evaluator.evaluate = noted("evaluation", run.evaluator.evaluate)
+        run.keeper.keep = noted("evaluation", run.keeper.keep)  # which draws, for most of its time
         run.keeper.save_best = noted("save", run.keeper.save_best)
 
     command.prepare = noted("tokenising", command.prepare)
@@ -114,7 +116,7 @@ def check_files(out_dir):
     if (out_dir / "metrics.csv").exists():
         assert rows(out_dir)
     if (out_dir / "samples.jsonl").exists():
-        assert [json.loads(line)["text"] is not None for line in (out_dir / "samples.jsonl").read_text().splitlines()]
+        assert len(read_samples(out_dir)) == (out_dir / "samples.jsonl").read_text().count("\n") > 0
     if (out_dir / "training.png").exists():
         assert (out_dir / "training.png").read_bytes()[-8:-4] == b"IEND"
     if (out_dir / "best_model.onnx").exists():
@@ -123,11 +125,10 @@ def check_files(out_dir):
 
 def rows(out_dir):
     """metrics.csv without what the clock decides; its steps rise, none is there twice."""
-    with (out_dir / "metrics.csv").open() as file:
-        table = [{name: row[name] for name in row if name not in CLOCK} for row in csv.DictReader(file)]
-    steps = [int(row["step"]) for row in table]
+    table = [{name: row[name] for name in row if name not in CLOCK} for row in read_rows(out_dir)]
+    steps = [row["step"] for row in table]
     assert steps == sorted(set(steps))
-    assert all(None not in row and None not in row.values() for row in table)
+    assert all(row.keys() == table[0].keys() and None not in row.values() for row in table)
     return table
 
 

@@ -6,6 +6,8 @@ import dataclasses
 import errno
 import os
 import random
+import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import torch
 
 from slm import files
 from slm.checkpoint import file as checkpoint
+from slm.cli import main as command
+from slm.config.formats import EXPORT_FORMATS
 from slm.config.model import ModelConfig
 from slm.config.train import DataConfig, TrainConfig
 from slm.data.stories import stories
@@ -213,7 +217,7 @@ def small_disk(tmp_path):
         return place
 
     yield mount
-    subprocess.run(["umount", str(place)], capture_output=True)
+    subprocess.run(["umount", "-l", str(place)], capture_output=True)  # also where a file in it was left open
 
 
 @pytest.mark.parametrize("kilobytes", [40, 80, 120, 160, 200, 240, 280, 320, 360, 400, 2000])
@@ -275,3 +279,55 @@ def test_nothing_opens_a_file_to_write_but_by_the_one_helper(config, monkeypatch
     main(config)
     written = [file for file, mode in opened if set(mode) & set("wax+") and str(config.out_dir) in str(file)]
     assert [file for file in written if not str(file).endswith(".lock")] == []
+
+
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
+def test_an_export_on_a_full_disk_is_one_line_and_leaves_nothing(format, trained, small_disk, capsys):
+    folder = small_disk(60)  # the smallest export has 100 kB
+    assert command(["export", "--model_path", str(trained), "--format", format, "--out_dir", str(folder)]) == 2
+    said = capsys.readouterr().err
+    if "python -m pip install" in said or "npm" in said:
+        pytest.skip(said)
+    reason = "not all of it could be written, as on a full disk" if "gguf" in format else "No space left on device"
+    assert re.fullmatch(rf"error: cannot write {folder}/best_model\S*: {reason}\n", said)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture
+def read_only(trained, small_disk):
+    """A file system that cannot be written to, with a model in it and an empty folder `run`."""
+    disk = small_disk(2000)
+    (disk / "run").mkdir()
+    shutil.copy(trained, disk / "best_model.pt")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    return disk
+
+
+@pytest.mark.parametrize("out_dir", [[], ["run"], ["new"]])
+@pytest.mark.parametrize("format", EXPORT_FORMATS)
+def test_an_export_to_a_read_only_file_system_is_one_line(format, out_dir, read_only, capsys):
+    where = [f"--out_dir={read_only / name}" for name in out_dir]
+    assert command(["export", "--model_path", str(read_only / "best_model.pt"), "--format", format, *where]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf"error: cannot (write|make --out_dir) {read_only}/\S+: Read-only file system\n", said)
+
+
+def test_training_and_import_to_a_read_only_file_system_are_one_line_and_what_only_reads_works(
+    read_only, config, tmp_path, capsys
+):
+    model = str(read_only / "best_model.pt")
+    for name, problem in (
+        ("run", f"cannot write to --out_dir {read_only}/run: it is read-only for this user"),
+        ("new", f"cannot make --out_dir {read_only}/new: Read-only file system"),
+    ):
+        with pytest.raises(UserError) as error:
+            main(dataclasses.replace(config, out_dir=str(read_only / name)))
+        assert error.value.problems == (problem,)
+    pytest.importorskip("safetensors")
+    assert command(["export", "--model_path", model, "--format", "huggingface", "--out_dir", str(tmp_path)]) == 0
+    capsys.readouterr()
+    source = str(tmp_path / "best_model-huggingface")
+    assert command(["import", source, "--out_dir", str(read_only / "run")]) == 2
+    assert capsys.readouterr().err == f"error: cannot write {read_only}/run/best_model.pt: Read-only file system\n"
+    assert command(["generate", "--model_path", model, "--prompt", "One", "--max_length", "4"]) == 0
+    assert sorted(path.name for path in read_only.rglob("*")) == ["best_model.pt", "run"]

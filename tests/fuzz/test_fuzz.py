@@ -224,7 +224,7 @@ def test_prompts(count, models):
         stop = how.pop("stop", ())
         stop = (stop,) if isinstance(stop, str) else tuple(stop)
         assert not [each for each in stop if each in text]
-        tokens = [piece.token.id for piece in model.write([prompt], GenerateConfig(stop=stop, **how)) if piece.token]
+        tokens = [piece.token.id for _, piece in model.write([prompt], GenerateConfig(stop=stop, **how))]
         assert len(tokens) <= how["max_length"]
         assert all(0 <= token < 260 for token in tokens)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,10 +61,10 @@ def test_texts_are_shown_batch_by_batch(model_path, monkeypatch, capsys):
     write = terminal.TextModel.write
 
     def failing(*arguments):
-        for piece in write(*arguments):
-            if piece.number == 33:
+        for number, piece in write(*arguments):
+            if number == 33:
                 raise KeyboardInterrupt
-            yield piece
+            yield number, piece
 
     monkeypatch.setattr(terminal.TextModel, "write", failing)
     flags = ["--model_path", model_path, "--num_samples", "40", "--max_length", "2", "--seed", "1"]
@@ -160,3 +161,14 @@ def test_a_missing_model_is_one_line(capsys, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("error: no checkpoint ")
     assert error.count("\n") == 1
+
+
+def test_a_model_that_has_barely_trained_says_so_once_and_not_in_the_text(model_path, tmp_path, capsys):
+    fresh = tmp_path / "fresh.pt"
+    model = checkpoint.load(Path(model_path))
+    checkpoint.save(fresh, Checkpoint(model.config, model.weights, model.tokenizer, {"barely_trained": True}))
+    for path, times in ((model_path, 0), (str(fresh), 1)):
+        assert main(["generate", path, "Once", "--max_length=3", "--device=cpu"]) == 0
+        said = capsys.readouterr()
+        assert said.err.count("note: this model has barely trained") == times
+        assert "barely" not in said.out

@@ -6,7 +6,8 @@ import torch
 
 from slm.config.model import ModelConfig
 from slm.errors import UserError
-from slm.inference.generator import Generator, Token
+from slm.inference.continuation import Continuation, Piece, Token
+from slm.inference.generator import Batch
 from slm.inference.sampling import Sampling
 from slm.inference.torch_engine import TorchEngine
 from slm.model.gpt import GPT
@@ -70,16 +71,32 @@ def model():
     return GPT(ModelConfig(vocab_size=61, context_length=16, n_layer=2, n_head=2, n_embd=32)).eval()
 
 
-def rows(engine, prompts, *, stop_token=60, seed=3, **changes):
+class Letters:
+    """A tokenizer of 100 tokens, of which one, or with -1 none, ends a text."""
+
+    def __init__(self, end_of_text):
+        self.tokens, self.end_of_text = [b"%c" % (32 + id) for id in range(100)], end_of_text
+        self.begin_with_space = np.array([token.startswith(b" ") for token in self.tokens])
+
+
+def continuations(prompts, *, stop_token=60, seed=3, max_length=40, sampling=GREEDY, **changes):
+    return [
+        Continuation(
+            list(prompt), Letters(stop_token), max_length, sampling, np.random.default_rng((seed, number)), **changes
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def rows(engine, prompts, **changes):
     """The ids that each prompt is continued with."""
-    settings = {"max_length": 40, "sampling": GREEDY, **changes}
-    random = [np.random.default_rng((seed, number)) for number in range(len(prompts))]
-    found = [[] for _ in prompts]
-    for step in Generator(engine, stop_token).generate(prompts, random=random, **settings):
-        for row, token in zip(found, step, strict=True):
-            if token is not None:
-                row.append(token.id)
-    return found
+    batch, texts = Batch(engine), continuations(prompts, **changes)
+    batch.add(texts)
+    while len(batch):
+        batch.step()
+    for text in texts:
+        text.take()
+    return [text.ids[len(prompt) :] for text, prompt in zip(texts, prompts, strict=True)]
 
 
 def row(engine, prompt, **changes):
@@ -125,15 +142,20 @@ def test_the_stop_token_ends_a_text_and_is_not_shown():
 
 
 def test_a_text_may_be_ended_from_outside_after_any_token():
-    seen = []
+    batch = Batch(Counter())
+    first, second = texts = continuations([[10], [20]], max_length=4)
+    batch.add(texts)
+    assert batch.step() == batch.step() == texts
+    first.ended = True
+    assert batch.step() == [second]
+    assert (first.ids, second.ids) == ([10, 11, 12], [20, 21, 22, 23])
+    assert first.finish_reason is None
+    assert batch.step() == [second]
+    assert (len(batch), second.finish_reason) == (0, "length")
 
-    def ends(number, token):
-        seen.append((number, token))
-        return token == 12 + 10 * number
 
-    assert rows(Counter(), [[10], [20]], ends=ends) == [[11, 12], [21, 22]]
-    assert rows(Counter(), [[10], [19]], ends=ends) == [[11, 12], [20, 21, 22]]
-    assert seen[:4] == [(0, 11), (1, 21), (0, 12), (1, 22)]
+def test_a_stop_string_ends_a_text_with_the_token_that_completes_it():
+    assert rows(Counter(), [[10], [30]], stop=("-.",)) == [[11, 12, 13, 14], list(range(31, 60))]
 
 
 def test_past_the_context_the_second_half_of_the_window_is_read_again():
@@ -208,16 +230,46 @@ def test_probabilities_and_alternatives_are_the_models_own():
         def logits(self, last):
             return np.log(np.array([[0.1, 0.4, 0.2, 0.3]], dtype=np.float32))
 
-    generator = Generator(Fixed(), stop_token=-1)
-    (step,) = generator.generate(
-        [[0]], max_length=1, sampling=GREEDY, random=[np.random.default_rng(0)], alternatives=2
-    )
-    (token,) = step
+    def only(**how):
+        batch, (text,) = Batch(Fixed()), continuations([[0]], max_length=1, stop_token=-1, **how)
+        batch.add([text])
+        batch.step()
+        return text.take()
+
+    ((shown, token),) = only(alternatives=2)
+    assert shown == "!"
     assert (token.id, np.exp(token.logprob)) == (1, pytest.approx(0.4))
     assert [id for id, _ in token.alternatives] == [1, 3]
     assert np.exp([logprob for _, logprob in token.alternatives]) == pytest.approx([0.4, 0.3])
-    (step,) = generator.generate([[0]], max_length=1, sampling=GREEDY, random=[np.random.default_rng(0)])
-    assert step == [Token(1, None, ())]
+    assert only() == [Piece("!", Token(1, None, ()))]
+
+
+def test_the_end_of_text_is_reported_with_its_probability():
+    batch, (text,) = Batch(Counter()), continuations([[58]], alternatives=1)
+    batch.add([text])
+    while len(batch):
+        batch.step()
+    (shown, token), (nothing, end) = text.take()
+    assert (shown, token.id, nothing, end.id) == ("[", 59, "", 60)
+    assert end.logprob == pytest.approx(0, abs=1e-5)
+    assert end.alternatives == ((60, end.logprob),)
+    assert (text.ids, text.finish_reason) == ([58, 59], "stop")
+
+
+def test_after_a_space_the_first_token_begins_with_one_and_is_shown_without_it():
+    class Undecided(Counter):
+        def logits(self, last):
+            return np.tile(np.linspace(1, 2, 100, dtype=np.float32), (len(last), 1))
+
+    how = {"max_length": 2, "stop_token": 3, "after_space": True, "alternatives": 1}
+    batch, (text,) = Batch(Undecided()), continuations([[5]], **how)
+    text.tokenizer.tokens[7], text.tokenizer.begin_with_space[7] = b" cat", True
+    batch.add([text])
+    while len(batch):
+        batch.step()
+    first, second = text.take()
+    assert [first.text, second.text] == ["cat", "\ufffd"]
+    assert first.token.alternatives[0][0] == 99  # what the model itself believes
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -226,20 +278,40 @@ def test_logits_that_are_no_numbers_are_an_error(value):
         def logits(self, last):
             return super().logits(last) + np.where(np.arange(100) == 7, np.float32(value), 0)
 
-    with pytest.raises(UserError, match="computes what is no number"):
+    with pytest.raises(UserError, match="computes NaN"):
         row(Broken(), [3])
 
 
-def test_of_two_texts_at_once_the_first_is_an_error_and_not_garbage(model):
-    generator = Generator(TorchEngine(model), stop_token=-1)
+def test_one_text_that_fails_leaves_the_others():
+    class Broken(Counter):
+        def logits(self, last):
+            return np.where(np.array(last)[:, None] == 7, np.float32(np.nan), super().logits(last))
 
-    def begin(prompt):
-        how = {"max_length": 9, "sampling": GREEDY, "random": [np.random.default_rng(0)]}
-        return generator.generate([prompt], **how)
+    batch, texts = Batch(Broken()), continuations([[5], [57]])
+    batch.add(texts)
+    while len(batch):
+        batch.step()
+    with pytest.raises(UserError, match="computes NaN"):
+        texts[0].take()
+    assert [piece.token.id for piece in texts[1].take()] == [58, 59, 60]
 
-    first, second = begin([1, 2]), begin([3])
-    next(first)
-    next(second)
-    with pytest.raises(UserError, match="finish one first, or load the model twice"):
-        next(first)
-    assert [step[0].id for step in second] == row(TorchEngine(model), [3], max_length=9, stop_token=-1)[1:]
+
+def test_where_the_engine_fails_all_texts_do_and_the_batch_goes_on_with_others():
+    class Fails(Counter):
+        def decode(self, ids):
+            if 13 in ids:
+                raise MemoryError("too much")
+            return super().decode(ids)
+
+    batch, (first, second) = Batch(Fails()), continuations([[11], [50]], max_length=5)
+    batch.add([first, second])
+    while len(batch):
+        batch.step()
+    for text in (first, second):
+        with pytest.raises(MemoryError, match="too much"):
+            text.take()
+    (other,) = continuations([[56]])
+    batch.add([other])
+    while len(batch):
+        batch.step()
+    assert other.ids == [56, 57, 58, 59]

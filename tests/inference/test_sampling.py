@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from slm.inference.sampling import Sampling, candidates, choose, log_probabilities, penalise
+from slm.inference.sampling import Sampling, biased, candidates, choose, log_probabilities, penalise
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], dtype=np.float32))
 
@@ -89,3 +89,12 @@ def test_a_penalty_makes_what_was_seen_less_likely_on_either_side_of_zero():
 def test_log_probabilities():
     assert np.exp(log_probabilities(LOGITS, [0, 1, 2, 3])) == pytest.approx([0.1, 0.4, 0.2, 0.3], abs=1e-6)
     assert np.isfinite(log_probabilities(np.array([1e4, -1e4], dtype=np.float32), [0, 1])).all()
+
+
+def test_penalties_by_count_and_biases():
+    logits = np.array([1.0, -1.0, 0.5, 2.0], dtype=np.float32)
+    how = Sampling(frequency_penalty=0.5, presence_penalty=0.25, logit_bias={3: -100.0, 1: 2.0})
+    assert biased(logits, np.array([2, 0, 1, 0], dtype=np.int32), how).tolist() == [-0.25, 1.0, -0.25, -98.0]
+    assert logits.tolist() == [1.0, -1.0, 0.5, 2.0]
+    how = Sampling(frequency_penalty=-1.0)
+    assert biased(logits, np.array([2, 0, 0, 0], dtype=np.int32), how).tolist() == [3.0, -1.0, 0.5, 2.0]

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 
 from slm.config.model import ModelConfig
 from slm.learner.optim import Muon, make_optimizers, orthogonal
@@ -77,3 +79,30 @@ def test_every_parameter_has_one_optimizer():
         assert len(muon) == matrices
         decayed = {names[id(p)] for group in groups if group["weight_decay"] for p in group["params"]}
         assert decayed == {name for name, p in model.named_parameters() if p.dim() == 2}
+
+
+def steps_of_one_process(rank, world, folder):
+    """Five matrices of one shape and one of another; the weights after two steps are written by each process."""
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in [(8, 16)] * 5 + [(8, 8)]]
+    for dtype in (torch.float32, torch.bfloat16):
+        optimizer = Muon(weights, lr=0.1, dtype=dtype)
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        optimizer.step()
+    torch.save([weight.detach() for weight in weights], f"{folder}/{rank}-of-{world}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_processes_that_share_the_work_make_the_same_of_it(tmp_path):
+    """Three of them: the last one of five matrices has one, and of a single matrix two have none."""
+    torch.multiprocessing.spawn(steps_of_one_process, (3, str(tmp_path)), nprocs=3)
+    steps_of_one_process(0, 1, tmp_path)
+    expected, *found = (torch.load(tmp_path / f"{name}.pt") for name in ("0-of-1", "0-of-3", "1-of-3", "2-of-3"))
+    for weights in found:
+        for weight, alone in zip(weights, expected, strict=True):
+            torch.testing.assert_close(weight, alone, rtol=1e-5, atol=1e-5)

@@ -89,10 +89,10 @@ def artefacts(tmp_path_factory):
 def axe():
     """The source of axe-core, which finds faults of accessibility."""
     try:
-        folder = from_npm(AXE, AXE_SHA512, ["axe.min.js"], user_path("~/.cache/slm"))
+        files = from_npm(AXE, AXE_SHA512, ["axe.min.js"], user_path("~/.cache/slm"))
     except UserError as error:
         pytest.skip(str(error))
-    return (folder / "axe.min.js").read_text(encoding="utf-8")
+    return files["axe.min.js"].decode()
 
 
 def until(page, expression):

@@ -1,9 +1,11 @@
 """The learning page: what is read of runs, whatever lies in their files, and a run that is training, in a browser."""
 
 import json
+import os
 import socket
 import threading
 import time
+import tracemalloc
 import urllib.error
 import urllib.request
 
@@ -80,6 +82,79 @@ def test_samples_that_are_none_are_left_out(tmp_path):
     make_run(tmp_path, 1, "\n".join(lines) + "\n" + sample(5, "good") + '{"step": 6, "te')
     (run,) = watch.read_runs(tmp_path)
     assert [each["text"] for each in run["samples"]] == ["good"]
+
+
+def answer_of(folder):
+    """What the page is told of a folder, within ten seconds."""
+    with serving(watch.make_app(folder)) as address:
+        return json.load(urllib.request.urlopen(f"{address}/watch/runs", timeout=10))["runs"]
+
+
+def test_one_bad_run_breaks_nothing_else(tmp_path):
+    make_run(tmp_path / "good", 2, sample(0, "good"))
+    for name in ("fifo", "fifo2", "socket", "folder", "link", "link2", "loop", "device", "surrogate"):
+        make_run(tmp_path / name, 1)
+    for path in (tmp_path / "fifo" / "metrics.csv", tmp_path / "fifo2" / "samples.jsonl"):
+        path.unlink(missing_ok=True)
+        os.mkfifo(path)
+    (tmp_path / "socket" / "metrics.csv").unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(tmp_path / "socket" / "metrics.csv"))
+    (tmp_path / "folder" / "samples.jsonl").mkdir()
+    outside = tmp_path.parent / f"{tmp_path.name}-private"
+    make_run(outside, 4, sample(0, "private"))
+    for name, target in (("link", outside / "metrics.csv"), ("device", "/dev/zero"), ("loop", "metrics.csv")):
+        (tmp_path / name / "metrics.csv").unlink()
+        (tmp_path / name / "metrics.csv").symlink_to(target)
+    (tmp_path / "link2" / "samples.jsonl").symlink_to(outside / "samples.jsonl")
+    (tmp_path / "linked").symlink_to(outside)
+    (tmp_path / "circle").symlink_to(tmp_path)
+    (tmp_path / "surrogate" / "samples.jsonl").write_text(sample(0, "\ud800"))
+    make_run(tmp_path / os.fsdecode(b"name-\xff"), 1)
+    found = {run["name"]: run for run in answer_of(tmp_path)}
+    assert [row["step"] for row in found["good"]["rows"]] == [0, 10]
+    assert [each["text"] for each in found["good"]["samples"]] == ["good"]
+    assert found["surrogate"]["samples"][0]["text"] == "\ud800"
+    assert len(found["name-\ufffd"]["rows"]) == len(found["fifo2"]["rows"]) == len(found["folder"]["rows"]) == 1
+    for name in ("fifo", "socket", "link", "loop", "device"):
+        assert found[name]["rows"] == found[name]["samples"] == [], name
+    assert found["link2"]["samples"] == found["fifo2"]["samples"] == found["folder"]["samples"] == []
+    assert "private" not in json.dumps(list(found.values()))
+    assert "linked" not in found
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.csv", "step\n" + "1\n" * 10_000_000),
+        ("metrics.csv", ",".join(["step", *(f"{n:0100000}" for n in range(40))]) + "\n" + "1,2,3\n" * 500_000),
+        ("metrics.csv", "step," + "a," * 1_000_000 + "\n" + "1," * 1_000_000),
+        ("samples.jsonl", '{"step":1,"text":""}\n' * 1_000_000),
+        ("samples.jsonl", '{"step":1,"text":"' + "a" * 20_000_000 + '"}\n'),
+        ("samples.jsonl", "\n" * 20_000_000),
+    ],
+)
+def test_what_is_told_of_a_run_is_bounded(tmp_path, name, content):
+    make_run(tmp_path)
+    (tmp_path / name).write_text(content)
+    tracemalloc.start()
+    content = json.dumps(watch.read_runs(tmp_path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(content) < 10_000_000
+    assert peak < 100_000_000
+
+
+def test_of_many_rows_some_are_told_and_always_the_last(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step\n" + "".join(f"{n}\n" for n in range(30_001)))
+    steps = [row["step"] for row in watch.read_runs(tmp_path)[0]["rows"]]
+    assert steps == [*range(0, 30_000, 16), 30_000][: len(steps)]
+    assert steps[-1] == 30_000
+    for number in range(60):
+        (tmp_path / "more" / str(number)).mkdir(parents=True)
+        (tmp_path / "more" / str(number) / "metrics.csv").write_text("step," * 40 + "\n" + ("1," * 40 + "\n") * 1500)
+    assert len(json.dumps(watch.read_runs(tmp_path))) < 40_000_000
+    assert watch.read_runs(tmp_path)[0]["rows"]
 
 
 def test_an_unchanged_run_is_not_sent_again(tmp_path):

@@ -68,6 +68,19 @@ def tokens(page):
     return page.locator(".token").all()
 
 
+def test_the_api_is_described_without_another_host(open_page, address, axe):
+    page = open_page(f"{address}/docs")
+    until(page, "document.querySelector('#status').textContent === 'The API, version 0.1.0.'")
+    titles = page.locator("h2").all_inner_texts()
+    assert titles[0] == "POST /v1/completions"
+    assert "GET /metrics" in titles
+    row = page.locator("tr", has=page.locator("code", has_text="logprobs")).first
+    assert row.inner_text().split("\t")[1:3] == ["integer or null", ""]
+    assert page.locator("tr", has=page.locator("code", has_text="model")).first.inner_text().split("\t")[2] == "needed"
+    assert "string, list of string, list of integer, list of list of integer or null" in page.inner_text("main")
+    assert serious_faults(page, axe) == []
+
+
 def test_the_page_says_what_the_model_is(open_page, address):
     page = open_page(address)
     page.wait_for_selector("#write:enabled")

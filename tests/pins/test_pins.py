@@ -8,7 +8,6 @@
       --device cpu --export none --out_dir tests/pins/run
 """
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 
 import slm
 from slm.cli import main
+from slm.run_files import read_rows
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -27,16 +27,18 @@ def run(tmp_path, monkeypatch):
     return shutil.copytree(HERE / "run", tmp_path / "run")
 
 
+# Of the training losses, those until step 200 were measured on a part of the text, the others are means over the steps.
 def test_it_resumes_to_the_same_numbers(run, tmp_path):
-    flags = ["--resume", "--max_steps", "230", "--eval_every", "10", "--cache_dir", str(tmp_path / "cache")]
+    # The run is not this user's, so that its paths must be given again.
+    paths = ["--dataset", "tests/pins/train.txt", "--val_dataset", "tests/pins/val.txt"]
+    flags = ["--resume", "--max_steps", "230", "--eval_every", "10", "--cache_dir", str(tmp_path / "cache"), *paths]
     assert main(["train", *flags, "--out_dir", str(run)]) == 0
-    with (run / "metrics.csv").open() as file:
-        rows = [(int(row["step"]), float(row["train_loss"]), float(row["val_loss"])) for row in csv.DictReader(file)]
+    rows = [(row["step"], row["train_loss"], row["val_loss"]) for row in read_rows(run)]
     assert rows == [
         (step, pytest.approx(train, abs=2e-4), pytest.approx(val, abs=2e-4))
         for step, train, val in [
             (0, 5.99109, 5.99425), (50, 3.36750, 3.34783), (100, 2.99414, 3.00765), (150, 2.86590, 2.93237),
-            (200, 2.70731, 2.76538), (210, 2.67611, 2.73537), (220, 2.64389, 2.71180), (230, 2.62703, 2.69709),
+            (200, 2.70731, 2.76538), (210, 2.73217, 2.73537), (220, 2.7102, 2.71180), (230, 2.6620, 2.69709),
         ]
     ]  # fmt: skip
 

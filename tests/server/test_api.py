@@ -3,6 +3,7 @@
 import json
 
 import httpx
+import numpy as np
 import openai
 import pytest
 from pydantic import ValidationError
@@ -11,7 +12,7 @@ import slm
 from slm.checkpoint import file as checkpoint
 from slm.export.command import export
 from slm.server.protocol import CompletionRequest
-from tests.server.conftest import alphabet, running
+from tests.server.conftest import Alphabet, alphabet, running
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_a_stream_has_a_chunk_for_each_token_and_its_usage(url):
     *with_text, last = chunks(post(url, **how, stream_options={"include_usage": True}))
     assert [chunk["usage"] for chunk in with_text] == [None] * 4
     assert last["choices"] == []
-    assert last["usage"] == {"prompt_tokens": 1, "completion_tokens": 3, "total_tokens": 4}
+    assert last["usage"] == {"prompt_tokens": 1, "completion_tokens": 4, "total_tokens": 5}  # the end of text is one
 
 
 def test_in_a_stream_what_may_become_a_stop_string_is_held_back(url):
@@ -183,6 +184,13 @@ def test_echo_begins_with_the_prompt_and_scores_it(url):
     assert choice["logprobs"]["tokens"] == ["<|endoftext|>", "a"]
     assert choice["logprobs"]["token_logprobs"][0] is None
     assert choice["logprobs"]["top_logprobs"][0] is None
+    for prompt, shown in (("a ", "a "), ("", ""), ("<|endoftext|>a", "<|endoftext|>a"), ([97], "a"), ([256, 97], "a")):
+        assert post(url, prompt=prompt, max_tokens=0, echo=True).json()["choices"][0]["text"] == shown
+    (choice,) = post(url, prompt=[97, 99], max_tokens=0, echo=True, logprobs=1).json()["choices"]
+    assert choice["logprobs"]["token_ids"] == [97, 99]  # as they are: after nothing
+    assert choice["logprobs"]["token_logprobs"] == [None, pytest.approx(-20)]
+    (choice,) = post(url, prompt="z", max_tokens=3, logprobs=0).json()["choices"]
+    assert (choice["text"], choice["finish_reason"], choice["logprobs"]["tokens"]) == ("", "stop", ["<|endoftext|>"])
     answer = post(url, prompt="a" * 64, echo=True, logprobs=1)
     assert answer.status_code == 400
     assert "takes prompts of up to 63 tokens, not 64" in answer.json()["error"]["message"]
@@ -194,6 +202,24 @@ def test_our_own_settings_have_their_effect(url):
         assert post(url, **{**cold, **how}).json()["choices"][0]["text"] == "bcd"
     answer = post(url, prompt="ba", max_tokens=1, repetition_penalty=100)
     assert answer.json()["choices"][0]["text"] == "\0"
+
+
+def test_the_tokenizer_over_http(url):
+    def ask(path, **body):
+        return httpx.post(f"{url}/{path}", json=body)
+
+    assert ask("tokenize", prompt="ab ").json() == {"count": 4, "max_model_len": 64, "tokens": [256, 97, 98, 32]}
+    plain = ask("tokenize", prompt="<|endoftext|>\u00e9", add_special_tokens=False, model="any").json()
+    assert plain["tokens"] == [256, 0xC3, 0xA9]
+    assert ask("tokenize", prompt="", add_special_tokens=False).json()["tokens"] == []
+    assert ask("detokenize", tokens=[256, 0xC3, 0xA9, 97]).json() == {"prompt": "<|endoftext|>\u00e9a"}
+    assert ask("detokenize", tokens=[]).json() == {"prompt": ""}
+    answer = ask("detokenize", tokens=[257])
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, "There is no token 257: ids are below 257.")
+    assert ask("tokenize").status_code == ask("detokenize", tokens=["a"]).status_code == 400
+    assert ask("tokenize", prompt="a", other=1).status_code == 400
+    info = httpx.get(f"{url}/tokenizer_info").json()
+    assert (info["eos_token"], info["vocab_size"], info["model_max_length"]) == ("<|endoftext|>", 257, 64)
 
 
 def test_the_entry_of_the_model(url, client):
@@ -221,15 +247,19 @@ def test_the_entry_of_the_model(url, client):
         ({"prompt": {"a": 1}}, "prompt", "'prompt' must be a string, a list of strings,"),
         ({"prompt": [257]}, "prompt", "There is no token 257: ids are below 257."),
         ({"prompt": [[5, 10**30]]}, "prompt", "There is no token 1000"),
-        ({"stop": ["a"] * 5}, "stop", "up to four strings"),
+        ({"stop": ["a"] * 17}, "stop", "up to 16 strings"),
         ({"stop": ""}, "stop", "each of 1 to 500 characters"),
         ({"stop": ["a", "b" * 501]}, "stop", "each of 1 to 500 characters"),
         ({"stop": 5}, "stop", "'stop' must be a string or a list of strings."),
         ({"logprobs": 6}, "logprobs", "less than or equal to 5"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "for a 'stream' only"),
         ({"best_of": 3}, "best_of", "must be as 'n'"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty", "not supported here"),
-        ({"logit_bias": {"5": 1}}, "logit_bias", "not supported here"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty", "less than or equal to 2"),
+        ({"presence_penalty": "a"}, "presence_penalty", "valid number"),
+        ({"logit_bias": {"257": 1}}, "logit_bias", "the key '257': keys are ids below 257."),
+        ({"logit_bias": {"a": 1}}, "logit_bias", "the key 'a': keys are ids below 257."),
+        ({"logit_bias": {"5": 101}}, "logit_bias", "less than or equal to 100"),
+        ({"logit_bias": {str(n): 1 for n in range(1025)}}, "logit_bias", "at most 1024 items"),
         ({"suffix": "end"}, "suffix", "not supported here"),
         ({"prmpt": "a"}, None, "Unrecognized request argument supplied: prmpt"),
     ],
@@ -259,7 +289,8 @@ def test_what_asks_for_nothing_is_taken(url):
         (b"[]", "must be a JSON object"),
         (b"5", "must be a JSON object"),
         (b"\xff\xff", "error parsing the body"),
-        (b"[" * 50_000, "error parsing the body"),
+        (b"[" * 16_000, "error parsing the body"),
+        (b"[" * 50_000, "up to 16,384 lists, objects and keys"),
         (b'{"model": "m", "n": ' + b"9" * 5000 + b"}", "error parsing the body"),
         (b'{"model": "m", "temperature": NaN}', "finite number"),
         (b'{"model": "\\ud800"}', "does not exist: this server has 'm'"),
@@ -298,3 +329,41 @@ def test_of_a_hundred_thousand_wrong_entries_one_is_told():
     with pytest.raises(ValidationError) as error:
         CompletionRequest.model_validate(body)
     assert error.value.error_count() < 10
+
+
+@pytest.mark.parametrize(
+    "text", ["a\r\nb\n ", " ", "\t\0", "e\u0301", "\u00e9\U0001f98a", "<|endoftext|>", "\ufeffa", "'\"\\"]
+)
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_echo_is_what_was_sent(url, text, logprobs):
+    answer = post(url, prompt=[text, "k"], max_tokens=1, echo=True, n=2, logprobs=logprobs, logit_bias=None)
+    texts = [choice["text"] for choice in answer.json()["choices"]]
+    assert [each[: len(text)] for each in texts[:2]] == [text] * 2
+    assert texts[2:] == ["kl"] * 2
+    streamed = chunks(post(url, prompt=text, max_tokens=0, echo=True, stream=True, logprobs=logprobs))
+    assert "".join(chunk["choices"][0]["text"] for chunk in streamed) == text
+
+
+def test_a_chat_client_is_told_what_to_send(client):
+    with pytest.raises(openai.NotFoundError, match=r"'m' is no chat model: .* Send a 'prompt' to /v1/completions"):
+        client.chat.completions.create(model="m", messages=[{"role": "user", "content": "Hello"}])
+
+
+def test_penalties_and_biases_by_a_direct_computation(url, client):
+    how = {"frequency_penalty": 1.5, "presence_penalty": 0.75, "logit_bias": {"98": -19.5, "120": 3, "256": -100}}
+    written, last = [], ord("a")
+    for _ in range(60):
+        logits = Alphabet().logits([last])[0].astype(np.float64)
+        for id in set(written):
+            logits[id] -= 1.5 * written.count(id) + 0.75
+        for id, bias in how["logit_bias"].items():
+            logits[int(id)] += bias
+        last = int(logits.astype(np.float32).argmax())
+        written.append(last)
+    completion = client.completions.create(model="m", prompt="a", temperature=0, max_tokens=60, logprobs=0, **how)
+    assert completion.choices[0].logprobs.token_ids == written
+    assert len(set(written)) > 20
+    extra = client.completions.create(model="m", prompt="a", temperature=0, max_tokens=60, logprobs=0, extra_body=how)
+    assert extra.choices[0].text == completion.choices[0].text
+    more = {"top_k": 1, "min_p": 0.5, "seed": 4}
+    assert client.completions.create(model="m", prompt="a", max_tokens=2, extra_body=more).choices[0].text == "bc"

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from slm.checkpoint.file import Checkpoint
 from slm.config.model import ModelConfig
 from slm.export.command import export
-from slm.inference.generator import Batch, Continuation, Generator
+from slm.inference.continuation import Continuation
+from slm.inference.generator import Batch
 from slm.inference.onnx_engine import OnnxEngine
 from slm.inference.sampling import Sampling
-from slm.inference.text import Growing, TextModel
+from slm.inference.text import TextModel
 from slm.inference.torch_engine import TorchEngine
 from slm.model.gpt import GPT
-from slm.server.batcher import READ_AT_ONCE, Batcher, Full, Job, Text, scored
+from slm.server import batcher as batcher_module
+from slm.server.batcher import READ_AT_ONCE, TURN, Batcher, Failed, Full, Job, Text, scored
 from tests.server.conftest import BYTES, Alphabet, alphabet
 
 GREEDY = Sampling(temperature=0)
@@ -38,13 +40,15 @@ def engines(tmp_path_factory):
 
 def alone(engine, ids, length):
     """The ids that the sequence is continued with, by itself."""
-    random = [np.random.default_rng(0)]
-    steps = Generator(engine, BYTES.end_of_text).generate([ids], max_length=length, sampling=GREEDY, random=random)
-    return [step[0].id for step in steps]
+    batch, text = Batch(engine), continuation(ids, length)
+    batch.add([text])
+    while len(batch):
+        batch.step()
+    return text.ids[len(ids) :]
 
 
 def continuation(ids, length, **how):
-    return Continuation(list(ids), length, GREEDY, np.random.default_rng(0), **how)
+    return Continuation(list(ids), BYTES, length, GREEDY, np.random.default_rng(0), **how)
 
 
 @pytest.mark.parametrize("name", ["torch", "onnx"])
@@ -53,32 +57,25 @@ def continuation(ids, length, **how):
 def test_joins_and_leaves_in_any_order(engines, name, data):
     engine = engines[name]
     prompts = st.lists(st.integers(0, 255), min_size=1, max_size=12)
-    batch, begun, found = Batch(engine, BYTES.end_of_text), {}, {}
+    batch, begun = Batch(engine), {}
     for _ in range(data.draw(st.integers(1, 12))):
         for ids in data.draw(st.lists(prompts, max_size=3)):
             each = continuation(ids, data.draw(st.integers(1, 20)))
-            begun[each], found[each] = (ids, each.max_length), []
+            begun[each] = (ids, each.max_length)
             batch.add([each])
         if begun and data.draw(st.booleans()):
             data.draw(st.sampled_from(list(begun))).ended = True
-        for each, token in batch.step():
-            found[each] += [token.id] if token else []
+        batch.step()
     while len(batch):
-        for each, token in batch.step():
-            found[each] += [token.id] if token else []
+        batch.step()
     for each, (ids, length) in begun.items():
-        expected = alone(engine, ids, length)
-        assert found[each] == expected[: len(found[each])]
+        expected, found = alone(engine, ids, length), each.ids[len(ids) :]
+        assert found == expected[: len(found)]
         assert each.ended
 
 
 def job(*prompts, length=16, **how):
-    texts = []
-    for prompt in prompts:
-        growing = Growing(())
-        ends = lambda token, growing=growing: growing.add(BYTES.tokens[token])  # noqa: E731
-        texts.append(Text(continuation(prompt.encode(), length, ends=ends), growing, **how))
-    return Job(texts)
+    return Job([Text(continuation(prompt.encode(), length), **how) for prompt in prompts])
 
 
 async def written(each):
@@ -129,7 +126,7 @@ def test_many_requests_some_of_which_are_given_up(engines, name):
     assert run(model, main) == expected
 
 
-def test_first_come_first_served_and_never_more_than_there_are_places():
+def test_all_are_served_and_never_more_than_there_are_places():
     model = alphabet()
 
     async def main(batcher):
@@ -196,3 +193,108 @@ def test_scores_are_the_models_own(engines, name):
     for place, token in enumerate(tokens[1:]):
         assert token.logprob == pytest.approx(believed[place, token.id], abs=1e-3)
         assert [id for id, _ in token.alternatives] == np.argsort(-believed[place])[:2].tolist()
+
+
+def test_requests_take_turns():
+    """A request for one text of one token beside one for more texts than there are places, each of many tokens."""
+    model = alphabet()
+    model.engine.gate = threading.Semaphore(0)
+
+    async def main(batcher):
+        big, small = job(*"aaaaaaaa", length=26 * 40), job("k", length=1)
+        batcher.submit(big)
+        model.engine.gate.release()
+        while batcher.running < 4:
+            await asyncio.sleep(0.001)
+        batcher.submit(small)
+        model.engine.gate.release(3)
+        assert await written(small) == ["l"]
+        batcher.cancel(big)
+
+    run(model, main)
+
+
+def test_a_request_that_has_no_place_waits_for_a_turn_and_no_longer():
+    model = alphabet()
+
+    class Endless(Alphabet):
+        def logits(self, ids):
+            return super().logits(np.where(np.asarray(ids) == ord("z"), ord("a") - 1, ids))
+
+    model = TextModel(Endless(), BYTES, {})
+    model.engine.gate = threading.Semaphore(0)
+
+    async def main(batcher):
+        first = [job("a", length=1000), job("b", length=1000), job("c", length=1000), job("d", length=1000)]
+        for each in first:
+            batcher.submit(each)
+        model.engine.gate.release()
+        while batcher.running < 4:
+            await asyncio.sleep(0.001)
+        last = job("k", length=1)
+        batcher.submit(last)
+        model.engine.gate.release(TURN + 2)
+        assert await written(last) == ["l"]
+        model.engine.gate.release(10_000)
+        letters = "abcdefghijklmnopqrstuvwxyz" * 40
+        assert [await written(each) for each in first] == [[letters[n + 1 : n + 1001]] for n in range(4)]
+
+    run(model, main)
+
+
+@pytest.mark.parametrize("name", ["torch", "onnx"])
+def test_texts_that_left_their_place_go_on_where_they_were(engines, name, monkeypatch):
+    monkeypatch.setattr(batcher_module, "TURN", 3)
+    model = TextModel(engines[name], BYTES, {})
+    draws = np.random.default_rng(1)
+    prompts = [
+        ["".join(chr(97 + c) for c in draws.integers(26, size=draws.integers(1, 12))) for _ in range(count)]
+        for count in (9, 1, 5, 1, 1, 7, 2)
+    ]
+    expected = [[BYTES.decode(alone(engines[name], [*each.encode()], 30)) for each in texts] for texts in prompts]
+
+    async def main(batcher):
+        jobs = [job(*texts, length=30) for texts in prompts]
+        for each in jobs:
+            batcher.submit(each)
+            await asyncio.sleep(0.005)
+        return await asyncio.gather(*(written(each) for each in jobs))
+
+    assert run(model, main) == expected
+
+
+@pytest.mark.parametrize("what", ["prefill", "nan prefill", "scoring", "nan scoring"])
+def test_a_request_that_fails_ends_alone(what):
+    class Failing(Alphabet):
+        def prefill(self, prompts):
+            if what == "prefill" and any(prompt[0] == ord("!") for prompt in prompts):
+                raise MemoryError("no room for this prompt")
+            logits = super().prefill(prompts)
+            if what == "nan prefill":
+                logits[[prompt[0] == ord("!") for prompt in prompts]] = np.nan
+            return logits
+
+        def all_logits(self, ids):
+            if what == "scoring":
+                raise MemoryError("no room for these logits")
+            return super().all_logits(ids) * (np.nan if what == "nan scoring" else 1)
+
+    async def main(batcher):
+        good, bad = job("a", "k", length=20), job("!", length=20)
+        more = job("m", length=3)
+        bad.texts[0].scored_from = 0 if "scoring" in what else None
+        for each in (good, bad, more):
+            batcher.submit(each)
+        with pytest.raises(Failed):
+            await written(bad)
+        batcher.cancel(bad)
+        assert await written(good) == ["bcdefghijklmnopqrstu", "lmnopqrstuvwxyz"]
+        assert await written(more) == ["nop"]
+        assert await written(job_after(batcher)) == ["cd"]
+
+    def job_after(batcher):
+        each = job("b", length=2)
+        batcher.submit(each)
+        return each
+
+    run(TextModel(Failing(), BYTES, {}), main)

@@ -60,6 +60,10 @@ def test_with_a_key_only_who_has_it_may_ask():
             "invalid_api_key",
         )
         assert httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer s3cret"}).status_code == 200
+        for sent in ("bearer s3cret", "BEARER  s3cret"):
+            assert httpx.get(f"{url}/v1/models", headers={"authorization": sent}).status_code == 200
+        for sent in ("Basic s3cret", "s3cret", "Bearer", "Bearer s3cret x", "Bearers3cret", "Bearer \xe9"):
+            assert httpx.get(f"{url}/v1/models", headers={"authorization": sent.encode("latin-1")}).status_code == 401
         assert httpx.get(f"{url}/health").json() == {"status": "ok"}
         assert httpx.get(f"{url}/docs").status_code == 200
         with pytest.raises(openai.AuthenticationError):
@@ -80,6 +84,22 @@ def test_a_body_may_have_so_many_bytes():
         assert httpx.post(f"{url}/v1/completions", content=parts(8), headers=kind).status_code == 200
         answer = httpx.post(f"{url}/v1/completions", content=parts(20), headers=kind)
         assert (answer.status_code, answer.json()["error"]["message"]) == (413, "A request may have up to 1000 bytes.")
+
+
+@pytest.mark.parametrize("part", ["[]", "[1]", "{}", '{"a": 1}'])
+def test_a_body_may_have_so_many_parts(part):
+    kind = {"content-type": "application/json"}
+
+    def answer(count):
+        content = f'{{"model": "m", "max_tokens": 1, "prompt": [{",".join([part] * count)}]}}'
+        return httpx.post(f"{url}/v1/completions", content=content, headers=kind)
+
+    with running(alphabet()) as url:
+        said = answer(20_000)
+        assert said.status_code == 400
+        assert said.json()["error"]["message"] == "A body may have up to 16,384 lists, objects and keys."
+        assert "may have" not in answer(1_000).json()["error"]["message"]
+        assert ask(url, prompt="[" * 100, max_tokens=1).status_code == 200
 
 
 def test_only_so_many_may_wait(slow):
@@ -133,7 +153,9 @@ def test_a_body_that_does_not_come_is_not_waited_for():
     with running(alphabet(), timeout=0.3) as url:
         host, port = url.removeprefix("http://").split(":")
         with socket.create_connection((host, int(port)), timeout=10) as connection:
-            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+            connection.sendall(
+                b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            )
             connection.sendall(b"Content-Length: 9\r\n\r\n{")
             assert connection.recv(1000).startswith(b"HTTP/1.1 408")
 
@@ -209,17 +231,17 @@ def test_metrics_count_what_was_asked_and_written():
 
 def test_pages_may_load_nothing_from_elsewhere(tmp_path, monkeypatch):
     (tmp_path / "index.html").write_text("<h1>Write</h1>")
+    (tmp_path / "docs.html").write_text("<h1>API</h1>")
     (tmp_path / "page.js").write_text("1")
     monkeypatch.setattr(app, "STATIC", tmp_path)
     with running(alphabet(), api_key="key") as url:
         page, script = httpx.get(f"{url}/"), httpx.get(f"{url}/static/page.js")
         assert (page.text, script.text) == ("<h1>Write</h1>", "1")
         assert page.headers["content-type"].startswith("text/html")
-        for answer in (page, script):
+        for answer in (page, script, httpx.get(f"{url}/docs")):
             assert answer.headers["content-security-policy"].startswith("default-src 'self'; script-src 'self' ")
             assert answer.headers["x-content-type-options"] == "nosniff"
         assert httpx.get(f"{url}/static/../app.py").status_code in (401, 404)
-        assert "content-security-policy" not in httpx.get(f"{url}/docs").headers
 
 
 def test_other_origins_may_ask_only_where_that_is_wanted():

@@ -18,7 +18,10 @@ from slm.checkpoint import file as checkpoint
 from slm.checkpoint.file import Checkpoint
 from slm.cli import main
 from slm.config.model import ModelConfig
+from slm.config.use import ServeConfig
+from slm.errors import UserError
 from slm.model.gpt import GPT
+from slm.server.command import key_of
 from tests.server.conftest import BYTES
 
 ROOT = Path(__file__).parents[2]
@@ -123,9 +126,29 @@ def test_what_keeps_it_from_starting(model_path, tmp_path, capsys, monkeypatch):
         ("--timeout 0", "--timeout must be above 0, not 0.0"),
         ("--cors example.org", "--cors 'example.org' is not an origin: write it as https://example.org"),
         ("--api_key=", "--api_key must be of printable ASCII characters"),
+        ("--api_key a --api_key_file b", "--api_key and --api_key_file exclude each other"),
+        ("--api_key_file /no/such/file", "error: cannot read --api_key_file /no/such/file: No such file or directory"),
+        ("--root_path slm", "--root_path 'slm' is no path: write it as /slm, without a slash at its end"),
+        ("--root_path /", "--root_path '/' is no path"),
         ("--threads 100000", "--threads 100000 is more than the"),
     ],
 )
 def test_flags_that_cannot_be_used(flags, part, capsys):
     assert main(["serve", *flags.split()]) == 2
     assert part in capsys.readouterr().err
+
+
+def test_the_key_by_its_flag_its_file_or_the_environment(tmp_path, monkeypatch):
+    assert key_of(ServeConfig()) is None
+    monkeypatch.setenv("SLM_API_KEY", "from the environment")
+    assert key_of(ServeConfig()) == "from the environment"
+    file = tmp_path / "key"
+    file.write_text("  from-a-file\n")
+    assert key_of(ServeConfig(api_key_file=str(file))) == "from-a-file"
+    assert key_of(ServeConfig(api_key="from-a-flag")) == "from-a-flag"
+    file.write_text("\n")
+    with pytest.raises(UserError, match="must be of printable ASCII characters, at least one"):
+        key_of(ServeConfig(api_key_file=str(file)))
+    monkeypatch.setenv("SLM_API_KEY", "")  # a variable of a script that was not set leaves no server open
+    with pytest.raises(UserError, match="environment's SLM_API_KEY must be of printable"):
+        key_of(ServeConfig())

@@ -44,6 +44,9 @@ def fuzz(api, operation, mode, count):
 
 OPERATIONS = [
     ("/v1/completions", "POST"),
+    ("/tokenize", "POST"),
+    ("/detokenize", "POST"),
+    ("/tokenizer_info", "GET"),
     ("/v1/models", "GET"),
     ("/v1/models/{id}", "GET"),
     ("/health", "GET"),
@@ -61,8 +64,13 @@ def test_a_few_hundred_requests(api, mode):
 
 
 @pytest.mark.parametrize("operation", OPERATIONS[1:])
-def test_what_is_only_read(api, operation):
+def test_a_few_requests(api, operation):
     fuzz(api, operation, GenerationMode.POSITIVE, 20)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS[1:3])
+def test_a_few_wrong_requests(api, operation):
+    fuzz(api, operation, GenerationMode.NEGATIVE, 50)
 
 
 @pytest.mark.slow

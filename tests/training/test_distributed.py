@@ -1,6 +1,5 @@
 """Several processes and one do the same; what befalls one of them befalls the run, and the run survives it."""
 
-import csv
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from slm.cli import read_flags
 from slm.data.stories import stories
 from slm.errors import UserError
 from slm.learner.workers import Workers
+from slm.run_files import read_rows
 from slm.training import plan
 from tests.training import worker
 
@@ -41,8 +41,9 @@ def there(tmp_path_factory):
 
 
 def flags(there, name, *more):
-    return [*FLAGS, f"--dataset={there / 'text.txt'}", f"--cache_dir={there / 'cache'}", f"--out_dir={there / name}",
-            *more]  # fmt: skip
+    given = [f"--dataset={there / 'text.txt'}", f"--cache_dir={there / 'cache'}", f"--out_dir={there / name}", *more]
+    replaced = {flag.partition("=")[0] for flag in given}
+    return [flag for flag in FLAGS if flag.partition("=")[0] not in replaced] + given
 
 
 def start(there, world, jobs, *options):
@@ -82,14 +83,9 @@ def alone(jobs, monkeypatch):
         torch.set_num_threads(threads)
 
 
-def rows(folder):
-    with (folder / "metrics.csv").open() as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
 def measures(folder):
     """What does not depend on the time."""
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in rows(folder)]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens_per_second")} for row in read_rows(folder)]
 
 
 def assert_same_course(folder, other):
@@ -203,7 +199,7 @@ def test_flags_that_are_wrong_are_told_once(there):
     )
     assert code != 0
     for problem in (
-        "--n_embd 16 is not divisible by --n_head 3: try --n_embd 15",
+        "--n_embd 16 is not divisible by --n_head 3: try --n_head 2",
         "--global_batch_tokens 96 is not a multiple of 4 processes x 16 tokens of context: try 128",
     ):
         assert (said + errors).count(problem) == 1
@@ -236,27 +232,70 @@ def test_what_befalls_one_process_is_decided_by_all(courses):
     assert code == 0, errors
     assert "stopped and saved after step 23" in said
     assert checkpoint.load(courses / "all-signal" / "last.pt").facts["step"] == 23
-    assert rows(courses / "all-nan")[-1]["rollbacks"] == 1
+    assert read_rows(courses / "all-nan")[-1]["rollbacks"] == 1
     assert "No space left on device" in said
     assert_same_course(courses / "all-full", courses / "ddp-muon-1")
-    assert rows(courses / "all-patience")[-1]["step"] == 2
-    assert rows(courses / "all-clock")[-1]["seconds"] < 7
+    assert read_rows(courses / "all-patience")[-1]["step"] == 2
+    assert read_rows(courses / "all-clock")[-1]["seconds"] < 7
 
 
-@pytest.mark.slow
-def test_a_signal_to_torchrun_saves_the_run(there):
-    job = {"flags": flags(there, "signalled", "--max_steps=100000", "--eval_every=100000")}
-    process = start(there, 2, [job])
+@pytest.fixture
+def under_way(there):
+    """torchrun, training without end in the folder that this gives, too; and the ids of its processes."""
+    if not Path("/proc/self/task").exists():
+        pytest.skip("needs /proc to find the processes of torchrun")
+    folder = there / f"under-way-{time.time_ns()}"
+    process = start(there, 2, [{"flags": flags(there, folder.name, "--max_steps=1000000", "--eval_every=1000000")}])
     deadline = time.monotonic() + 120
-    while not (there / "signalled" / "samples.jsonl").exists():
+    while not (folder / "samples.jsonl").exists():
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.2)
     time.sleep(1)
-    process.send_signal(signal.SIGTERM)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return process, folder, [int(child) for child in children]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_torchrun_saves_the_run(under_way, name):
+    process, folder, _ = under_way
+    process.send_signal(getattr(signal, name))
     said, errors = process.communicate(timeout=60)
     assert "stopped and saved after step" in said, errors
-    assert checkpoint.load(there / "signalled" / "last.pt").facts["step"] > 0
+    assert checkpoint.load(folder / "last.pt").facts["step"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("rank", "name"), [(0, "SIGUSR1"), (1, "SIGUSR2"), (1, "SIGXCPU")])
+def test_a_signal_to_any_process_saves_the_run(under_way, rank, name):
+    process, folder, children = under_way
+    os.kill(children[rank], getattr(signal, name))
+    said, errors = process.communicate(timeout=60)
+    assert "stopped and saved after step" in said, errors
+    assert f"exitcode  : {128 + getattr(signal, name)}" in errors
+    assert checkpoint.load(folder / "last.pt").facts["step"] > 0
+
+
+def is_alive(process_id):
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return Path(f"/proc/{process_id}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_processes_save_the_run_and_end_when_torchrun_is_killed(under_way):
+    process, folder, children = under_way
+    process.kill()
+    said, _ = process.communicate(timeout=60)  # until its processes have closed its output, too
+    assert "stopped and saved after step" in said
+    assert checkpoint.load(folder / "last.pt").facts["step"] > 0
+    deadline = time.monotonic() + 60
+    while any(is_alive(child) for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_the_documented_command_trains_with_two_processes(there):
@@ -269,7 +308,7 @@ def test_the_documented_command_trains_with_two_processes(there):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("128 tokens a step") == 1
     assert "2 processes (ddp), each: CPU" in done.stdout
-    assert [row["step"] for row in rows(there / "documented")] == [0, 4]
+    assert [row["step"] for row in read_rows(there / "documented")] == [0, 4]
     assert command(["evaluate", f"--model_path={there / 'documented'}", "--text=Once upon a time"]) == 0
 
 

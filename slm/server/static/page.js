@@ -68,7 +68,7 @@ async function stop() {
 }
 
 function begin(seed) {
-  Object.assign(story, { prompt: $("prompt").value, tokens: [], seed });
+  Object.assign(story, { prompt: $("prompt").value.replace(/ +$/, ""), tokens: [], seed });
   return grow();
 }
 
@@ -365,6 +365,7 @@ function describe({ parameters, context_length, vocab_size, tokenizer, facts = {
     "Context": `${number(context_length)} tokens`,
     "Tokenizer": `${tokenizer}, ${number(vocab_size)} tokens`,
     "Trained on": trainedOn,
+    "Caution": facts.barely_trained && "barely trained: its stories are near to random",
     "Steps": step !== undefined && number(step),
     "Validation loss": val.loss !== undefined && number(val.loss, 3),
     "Bits per byte": val.bits_per_byte !== undefined && number(val.bits_per_byte, 3),

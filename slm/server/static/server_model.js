@@ -1,12 +1,14 @@
 // The model behind the server that this page came from; the same functions as local_model.js.
 
 let id; // the model's name
+let endOfText; // the token that stands before and after each text
 let asks = true; // for a key
 
 /** What the model is: an entry of `GET /v1/models`. */
 export async function open() {
   const { data } = await (await request("v1/models")).json();
   id = data[0].id;
+  endOfText = data[0].end_of_text;
   return data[0];
 }
 
@@ -23,7 +25,7 @@ export async function* write({ prompt, tokens, maxTokens, temperature, topP, see
         const top = top_token_ids[i].map((other, n) => ({
           id: other, logprob: top_token_logprobs[i][n], bytes: top_token_bytes[i][n],
         }));
-        yield { id: token_ids[i], logprob: token_logprobs[i], bytes: token_bytes[i], top };
+        if (token_ids[i] !== endOfText) yield { id: token_ids[i], logprob: token_logprobs[i], bytes: token_bytes[i], top };
       }
       if (finish_reason) return finish_reason;
     }
@@ -37,10 +39,10 @@ export async function* write({ prompt, tokens, maxTokens, temperature, topP, see
 /** What to continue: text, or the ids of the prompt and of the tokens after it. */
 async function beginning(prompt, tokens, signal) {
   if (!tokens.length) return prompt;
-  if (prompt === "") return tokens.map((token) => token.id);
+  if (prompt === "") return [endOfText, ...tokens.map((token) => token.id)];
   try {
     const { choices } = await (await complete({ prompt, echo: true, max_tokens: 0, logprobs: 0 }, signal)).json();
-    return [...choices[0].logprobs.token_ids, ...tokens.map((token) => token.id)];
+    return [endOfText, ...choices[0].logprobs.token_ids, ...tokens.map((token) => token.id)];
   } catch (error) {
     // The ids of a prompt longer than the model's context are not told; as text it is read again, nearly always alike.
     if (error.status !== 400) throw error;
