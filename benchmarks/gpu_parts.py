@@ -14,6 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ from slm.data.corpus import Corpus
 from slm.device import autocast, peak_flops, pick_device, pick_precision
 from slm.inference.torch_engine import TorchEngine
 from slm.learner.feed import Feed
+from slm.model import loss
 from slm.model.gpt import GPT
-from slm.model.loss import linear_cross_entropy
 from slm.run_files import read_rows
 from slm.training.run import Run, assemble
 
@@ -180,7 +181,7 @@ def training(bench: Bench) -> None:
                 bench.seconds(step, 2)
                 found = statistics.median(bench.seconds(step, bench.size.steps) for _ in range(bench.size.rounds))
                 speed = windows * T / found
-                used = "" if run.learner.loss != run.learner.model.loss or not compile else "; not compiled after all"
+                used = "; not compiled after all" if compile and not run.learner.model.compiled_block else ""
                 bench.say(
                     name, tokens_per_second=speed, mfu=bench.mfu(speed, work_of(run)), bytes=bench.peak_bytes(step),
                     first_step=first, note=f"{windows} x {T} tokens, {run.learner.model.rows_in_training:,} rows{used}",
@@ -231,7 +232,7 @@ def head(bench: Bench) -> None:
     hidden = torch.randn(N, C, device=bench.device, requires_grad=True)
     weights = {rows: torch.nn.Parameter(torch.randn(rows, C, device=bench.device) * 0.02) for rows in (V, V + 47)}
     targets = torch.randint(V, (N,), device=bench.device)
-    kind, compiled = bench.dtype, torch.compile(linear_cross_entropy, dynamic=False)
+    kind, kernel = bench.dtype, loss.cuda_kernel
 
     def plain(x: torch.Tensor, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return F.cross_entropy(F.linear(x, w), t, reduction="sum")
@@ -241,13 +242,18 @@ def head(bench: Bench) -> None:
         return F.linear_cross_entropy(x.to(kind), w.to(kind), t, reduction="sum", options=how)
 
     def ours(x: torch.Tensor, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return linear_cross_entropy(x, w, t)[0]
+        return loss.linear_cross_entropy(x, w, t)[0]
+
+    def without_kernel(x: torch.Tensor, w: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with mock.patch.object(loss, "cuda_kernel", return_value=None):
+            return ours(x, w, t)
 
     ways: dict[str, tuple[Callable[..., torch.Tensor], int]] = {"ours": (ours, V)}
+    if bench.device.type == "cuda" and kernel():
+        ways["ours, without its kernel"] = (without_kernel, V)
     if "head" in bench.size.compiled:
-        ways["ours, compiled"] = (lambda *given: compiled(*given)[0], V)
-        ways[f"ours, compiled, {V + 47:,} rows"] = (lambda *given: compiled(*given)[0], V + 47)
         ways["F.cross_entropy, compiled"] = (torch.compile(plain), V)
+        ways[f"F.cross_entropy, compiled, {V + 47:,} rows"] = (torch.compile(plain), V + 47)
     ways["F.cross_entropy"] = (plain, V)
     if hasattr(F, "linear_cross_entropy"):
         ways["F.linear_cross_entropy, chunked"] = (of_torch, V)
@@ -261,20 +267,20 @@ def head(bench: Bench) -> None:
 
     def both(way: Callable[..., torch.Tensor], rows: int) -> float:
         with autocast(bench.device, kind):
-            loss = way(hidden, weights[rows], targets)
-        loss.backward()
+            nats = way(hidden, weights[rows], targets)
+        nats.backward()
         hidden.grad = weights[rows].grad = None
-        return loss.detach()
+        return nats.detach()
 
     working = {}
     for name, (way, rows) in ways.items():
         with bench.row(name):
-            loss = float(both(way, rows)) / N
+            mean = float(both(way, rows)) / N
             bench.seconds(lambda way=way, rows=rows: both(way, rows), 2)
-            working[name] = (lambda way=way, rows=rows: both(way, rows), loss)
+            working[name] = (lambda way=way, rows=rows: both(way, rows), mean)
     for name, taken in bench.alternate({name: action for name, (action, _) in working.items()}, 3).items():
-        action, loss = working[name]
-        bench.say(name, seconds=taken, bytes=bench.peak_bytes(action), note=f"{N:,} tokens, mean loss {loss:.4f}")
+        action, mean = working[name]
+        bench.say(name, seconds=taken, bytes=bench.peak_bytes(action), note=f"{N:,} tokens, mean loss {mean:.4f}")
 
 
 def batches(bench: Bench) -> None:

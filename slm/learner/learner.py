@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +19,7 @@ from slm.device import autocast, compiles_by_default, is_out_of_memory
 from slm.errors import first_line
 from slm.learner.optim import check_state
 from slm.learner.workers import Loss, Workers, divided_as, optimizer_state, whole
-from slm.model.gpt import GPT
-from slm.model.loss import chunk_elements
+from slm.model.gpt import GPT, through
 
 Batch = tuple[Tensor, Tensor]  # inputs and targets, (B, T) each
 
@@ -132,21 +131,20 @@ class Learner:
         return norm, skipped
 
     def _prepared_loss(self, batch: Batch) -> Loss:
-        """The model's loss as steps compute it, with gradients averaged over the processes."""
+        """The model's loss, with blocks compiled where that is possible, and gradients averaged over the processes."""
         with self.workers.barrier():
-            loss = self._compiled(batch)
-        return self.workers.sharing_gradients(self.model, loss)
+            self._compile_blocks(batch)
+        return self.workers.sharing_gradients(self.model, self.model.loss)
 
-    def _compiled(self, batch: Batch) -> Loss:
-        """The model's loss, compiled where asked for and possible: its gradient of `batch` must be the plain one's."""
+    def _compile_blocks(self, batch: Batch) -> None:
+        """Compile the model's blocks where asked for and possible: the gradient of `batch` must be the plain one's."""
         by_default = compiles_by_default(self.device) and self.workers.sharded is None
         if self.compile == "off" or (self.compile == "auto" and not by_default):
-            return self.model.loss
-        torch.compiler.assume_constant_result(chunk_elements)  # not as a decorator, which would load the compiler
-        compiled: Callable[..., Any] = torch.compile(self.model.loss)
-        expected = self._gradient_norm(self.model.loss, batch, pieces=min(8, len(batch[0])))  # it needs more memory
+            return
+        expected = self._gradient_norm(batch, pieces=min(8, len(batch[0])))  # it needs more memory
+        self.model.compiled_block = torch.compile(through, dynamic=False)
         try:
-            found = self._gradient_norm(compiled, batch)
+            found = self._gradient_norm(batch)
         except Exception as error:  # a missing compiler shows itself in many ways
             if is_out_of_memory(error):
                 raise
@@ -154,18 +152,18 @@ class Learner:
         else:
             tolerance = 0.5 if self.model.config.dropout else 0.1  # dropout draws anew
             if abs(found - expected) <= tolerance * expected:
-                return compiled
+                return
             reason = f"its gradient has the norm {found:.4g} instead of {expected:.4g}"
         print(f"torch.compile does not work here ({reason}); training goes on without it")
-        return self.model.loss
+        self.model.compiled_block = None
 
-    def _gradient_norm(self, loss_of: Loss, batch: Batch, pieces: int = 1) -> float:
-        """The norm of the gradient that `loss_of` gives on `batch`; none is kept."""
+    def _gradient_norm(self, batch: Batch, pieces: int = 1) -> float:
+        """The norm of the gradient of `batch`, computed in so many pieces; none is kept."""
         size = math.sqrt(batch[0].numel())  # neither the mean nor the sum could be too small or too large for fp16
         try:
             for part in zip(*(each.tensor_split(pieces) for each in batch), strict=True):
                 with autocast(self.device, self.dtype):
-                    loss = loss_of(*part)[0] / size
+                    loss = self.model.loss(*part)[0] / size
                 loss.backward()
             return float(whole(clip_grad_norm_(self.model.parameters(), math.inf)))
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +91,12 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
+def through(block: nn.Module, x: Tensor) -> Tensor:
+    """A block without cache or mask, (B, T, C) -> (B, T, C): one function that is compiled once for all blocks."""
+    y: Tensor = block(x, None, None)
+    return y
+
+
 class GPT(nn.Module):
     """Token ids in, the next token's logits out. The output layer is the token embedding itself (tied)."""
 
@@ -99,6 +105,7 @@ class GPT(nn.Module):
         super().__init__()
         self.config, self.rows = config, rows
         self.activation_checkpointing = False
+        self.compiled_block: Callable[[nn.Module, Tensor], Tensor] | None = None  # `through`, for training alone
         self.token_embedding = _embedding(rows.count if rows else config.vocab_size, config.n_embd)
         self.row_of_token: Tensor
         self.register_buffer("row_of_token", rows.of_token if rows else None, persistent=False)  # (V,)
@@ -137,13 +144,14 @@ class GPT(nn.Module):
         mask = cache.mask(T) if cache is not None else None
         x = self.dropout(self.token_embedding(self._rows_of(ids)) + self.position_embedding(positions))
         for block in self.blocks:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cache, mask, use_reentrant=False)
-            else:
-                x = block(x, cache, mask)
+            x = self._in_training(block, x) if torch.is_grad_enabled() and cache is None else block(x, cache, mask)
         if cache is not None:
             cache.advance(T)
         return self.final_norm(x)
+
+    def _in_training(self, block: nn.Module, x: Tensor) -> Tensor:
+        run = self.compiled_block or through
+        return checkpoint(run, block, x, use_reentrant=False) if self.activation_checkpointing else run(block, x)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
         """The logits of each next token: ids (B, T) -> (B, T, V)."""

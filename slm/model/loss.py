@@ -9,26 +9,32 @@ Legend: N rows (tokens), R rows of a chunk, C width, V vocabulary.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from slm.errors import first_line
+
 CHUNK_ELEMENTS = 1 << 25  # logits held at a time (128 MB in fp32): large enough for fast matrix products on a CPU
-CUDA_CHUNK_ELEMENTS = 1 << 28  # where memory allows: the twenty kernels of a chunk take 10 us each to start
+CUDA_CHUNK_ELEMENTS = 1 << 30  # where memory allows: between chunks all of the weights' gradient is added to
 SHRUNK = 1 / 64  # factor of fp16 vectors whose products are summed over rows, so that the sum stays below 65,504
+ALIGNED = 64  # a number of rows of the weights that CUDA's fastest products take
 
 
 def chunk_elements(device: torch.device) -> int:
-    """Logits held at a time on `device`: on CUDA 6 bytes each, in fp32 and in the products' type, a 32nd of its memory.
+    """Logits held at a time on `device`: on CUDA as many as fill a 32nd of its memory at 4 bytes each.
 
-    That is 2^28 (1.6 GB, 5,248 rows of 50,257) from 48 GB on, and 83 million (0.5 GB) on a card of 16 GB.
+    That is 2^30 (2 GB in bf16, 21,363 rows of 50,257) from 128 GB on, and 125 million (0.25 GB) on a card of 16 GB.
     """
     if device.type != "cuda":
         return CHUNK_ELEMENTS
     memory = torch.cuda.get_device_properties(device).total_memory
-    return max(CHUNK_ELEMENTS, min(CUDA_CHUNK_ELEMENTS, memory // 32 // 6))
+    return max(CHUNK_ELEMENTS, min(CUDA_CHUNK_ELEMENTS, memory // 32 // 4))
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, shared: int = 1) -> tuple[Tensor, Tensor]:
@@ -51,11 +57,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         device = hidden.device.type
         kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        w = weight.to(kind)  # (V, C)
-        rows = max(128, chunk_elements(hidden.device) // len(w) // 128 * 128)
-        compute = _out_of_place if torch.compiler.is_compiling() else _in_place
         with torch.autocast(device, enabled=False):
-            loss, correct, *gradients = compute(hidden, w, targets, shared, with_gradient, rows)
+            loss, correct, *gradients = _in_chunks(hidden, weight.to(kind), targets, shared, with_gradient)
         if with_gradient:
             ctx.save_for_backward(*gradients)
             ctx.weight_dtype = weight.dtype
@@ -68,81 +71,94 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return d_hidden * scale, (d_weight * scale).to(ctx.weight_dtype), None, None, None
 
 
-def _in_place(
-    hidden: Tensor, w: Tensor, targets: Tensor, shared: int, with_gradient: bool, rows: int
-) -> tuple[Tensor, ...]:
+def _in_chunks(hidden: Tensor, w: Tensor, targets: Tensor, shared: int, with_gradient: bool) -> tuple[Tensor, ...]:
     """The loss, the number of right guesses and, if asked for, the gradients of `hidden` and of `w`.
 
-    w: (V, C), in the type of products. rows: R.
+    w: (V, C), in the type of products.
     """
-    kind, guessable = w.dtype, len(w) - (shared > 1)  # of the tokens behind a shared row none is the likeliest
+    V, kind = len(w), w.dtype
+    guessable = V - (shared > 1)  # of the tokens behind a shared row none is the likeliest
+    log_shared = math.log(max(1, shared))
+    if hidden.is_cuda:
+        w = F.pad(w, (0, 0, 0, -V % ALIGNED))  # logits beyond V are 0, and are left so as their gradient
+    rows = max(128, chunk_elements(hidden.device) // len(w) // 128 * 128)
+    # Every chunk uses the same memory: to get fresh pages from the system each time took a fifth of the whole.
+    memory = torch.empty(min(rows, len(hidden)), len(w), dtype=kind, device=hidden.device)
+    kernel = cuda_kernel() if hidden.is_cuda else None
+    in_fp32 = memory if kind == torch.float32 or kernel else torch.empty_like(memory, dtype=torch.float32)
     loss = hidden.new_zeros((), dtype=torch.float32)
     correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-    # Every chunk uses the same memory: to get fresh pages from the system each time took a fifth of the whole.
-    logits_memory = torch.empty(min(rows, len(hidden)), len(w), dtype=torch.float32, device=hidden.device)
-    kind_memory = logits_memory if kind == torch.float32 else torch.empty_like(logits_memory, dtype=kind)
     if with_gradient:
         d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(w, dtype=torch.float32)
         d_weight_memory = None if kind in (torch.float32, torch.float64) else torch.empty_like(w)
     for start in range(0, len(hidden), rows):
         chunk = slice(start, start + rows)
-        h, target = hidden[chunk].to(kind), targets[chunk]
-        counts, target = target >= 0, target.clamp(min=0).unsqueeze(1)
-        logits, in_kind = logits_memory[: len(h)], kind_memory[: len(h)]  # (R, V)
-        torch.mm(h, w.T, out=in_kind)
-        if kind != torch.float32:
-            logits.copy_(in_kind)
-        top, guess = logits.max(dim=1, keepdim=True)  # (R, 1) each
-        right = logits.gather(1, target)
-        if shared > 1:  # exp(logit) counts `shared` times in the sum
-            logits[:, -1] += math.log(shared)
-            top = logits.gather(1, guess)
-        p = torch.softmax(logits, dim=1, out=logits)
-        # The likeliest token's probability is at least 1 / V, so its logarithm is exact where others underflow.
-        log_sum = top - p.gather(1, guess).log()
-        loss += ((log_sum - right).squeeze(1) * counts).sum()
-        right_guess = (guess == target) & (guess < guessable)
-        correct += (right_guess.squeeze(1) & counts).sum()
+        h = hidden[chunk].to(kind)
+        logits = torch.mm(h, w.T, out=memory[: len(h)])  # (R, V)
+        own = logits[:, :V]
+        if kernel:
+            nats, right = kernel(own, targets[chunk], guessable, log_shared, with_gradient)
+        else:
+            scratch = own if in_fp32 is memory else in_fp32[: len(h), :V]
+            nats, right = to_gradient(own, targets[chunk], guessable, log_shared, with_gradient, scratch)
+        loss += nats
+        correct += right
         if with_gradient:
-            p.scatter_add_(1, target, torch.full_like(right, -1.0))
-            p.mul_(counts.unsqueeze(1))
-            d_logits = p if kind == torch.float32 else in_kind.copy_(p)
-            d_hidden[chunk] = d_logits @ w
+            d_hidden[chunk] = logits @ w
             if kind == torch.float16:
-                d_weight.add_(torch.mm(d_logits.T, h * SHRUNK, out=d_weight_memory), alpha=1 / SHRUNK)
+                d_weight.add_(torch.mm(logits.T, h * SHRUNK, out=d_weight_memory), alpha=1 / SHRUNK)
             elif d_weight_memory is not None:
-                d_weight += torch.mm(d_logits.T, h, out=d_weight_memory)
+                d_weight += torch.mm(logits.T, h, out=d_weight_memory)
             else:
-                d_weight.addmm_(p.T, h.float())
-    return (loss, correct, d_hidden, d_weight) if with_gradient else (loss, correct)
+                d_weight.addmm_(logits.T.float(), h.float())
+    return (loss, correct, d_hidden, d_weight[:V]) if with_gradient else (loss, correct)
 
 
-def _out_of_place(
-    hidden: Tensor, w: Tensor, targets: Tensor, shared: int, with_gradient: bool, rows: int
-) -> tuple[Tensor, ...]:
-    """The same for torch.compile, which fuses what lies between the products into one kernel.
+def to_gradient(
+    logits: Tensor, targets: Tensor, guessable: int, log_shared: float, with_gradient: bool, in_fp32: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The summed loss of these logits and the number of right guesses.
 
-    Nothing is changed in place: PyTorch 2.11 compiles a gradient that is filled in after it was made to zeros.
+    logits: (R, V); with_gradient: their gradient is put in their place. guessable: a guess of this row or a later one
+    is wrong. log_shared: the logarithm of the number of tokens behind the last row. in_fp32: memory for the logits in
+    fp32; where they are in fp32, they themselves.
     """
-    kind, guessable = w.dtype, len(w) - (shared > 1)
-    tokens = torch.arange(len(w), device=hidden.device)
-    loss = hidden.new_zeros((), dtype=torch.float32)
-    correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
-    d_hidden, d_weight = [], torch.zeros_like(w, dtype=torch.float32)
-    shrunk = SHRUNK if kind == torch.float16 else 1.0
-    for start in range(0, len(hidden), rows):
-        h, target = hidden[start : start + rows].to(kind), targets[start : start + rows]
-        counts, target = target >= 0, target.clamp(min=0).unsqueeze(1)
-        logits = (h @ w.T).float()  # (R, V)
-        guess, right = logits.argmax(dim=1, keepdim=True), logits.gather(1, target)  # (R, 1) each
-        if shared > 1:
-            logits = torch.where(tokens < guessable, logits, logits + math.log(shared))
-        log_sum = logits.logsumexp(dim=1, keepdim=True)
-        loss = loss + ((log_sum - right).squeeze(1) * counts).sum()
-        right_guess = (guess == target) & (guess < guessable)
-        correct = correct + (right_guess.squeeze(1) & counts).sum()
-        if with_gradient:
-            d_logits = (((logits - log_sum).exp() - (tokens == target).float()) * counts.unsqueeze(1)).to(kind)
-            d_hidden.append((d_logits @ w).to(hidden.dtype))
-            d_weight = d_weight + (d_logits.T @ (h * shrunk)).float() / shrunk
-    return (loss, correct, torch.cat(d_hidden), d_weight) if with_gradient else (loss, correct)
+    counts, target = targets >= 0, targets.clamp(min=0).unsqueeze(1)
+    x = logits if in_fp32 is logits else in_fp32.copy_(logits)
+    top, guess = x.max(dim=1, keepdim=True)  # (R, 1) each
+    of_target = x.gather(1, target)
+    if log_shared:  # exp(logit) counts several times in the sum
+        x[:, -1] += log_shared
+        top = x.gather(1, guess)
+    p = torch.softmax(x, dim=1, out=x)
+    # The likeliest token's probability is at least 1 / V, so its logarithm is exact where others underflow.
+    log_sum = top - p.gather(1, guess).log()
+    nats = ((log_sum - of_target).squeeze(1) * counts).sum()
+    right = (((guess == target) & (guess < guessable)).squeeze(1) & counts).sum()
+    if with_gradient:
+        p.scatter_add_(1, target, torch.full_like(of_target, -1.0))
+        p.mul_(counts.unsqueeze(1))
+        if p is not logits:
+            logits.copy_(p)
+    return nats, right
+
+
+@functools.cache
+def cuda_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """`to_gradient` as one kernel, where it can be built and computes the same; else None, and a line says why."""
+    try:
+        from slm.model.loss_cuda import to_gradient as kernel
+
+        logits = torch.linspace(-8, 8, 3 * 700, device="cuda").view(3, 700).sin()
+        targets = torch.tensor([5, -1, 699], device="cuda")
+        results = []
+        for compute in (kernel, functools.partial(to_gradient, in_fp32=logits.clone())):
+            x = logits.clone()
+            results.append((*compute(x, targets, 699, 1.0, True), x))
+        for ours, expected in zip(*results, strict=True):
+            torch.testing.assert_close(ours.float(), expected.float(), rtol=1e-4, atol=1e-5)
+    except Exception as error:  # no Triton, no compiler for it, a card that is too old
+        reason = f"{type(error).__name__}: {first_line(error)[:120]}"
+        print(f"the loss is computed without its CUDA kernel, which takes longer ({reason})")
+        return None
+    return kernel

@@ -42,7 +42,8 @@ def memory_estimate(
     """Bytes at the peak: weights, gradients, averages; the head's gradient and logits; activations; PyTorch."""
     tokens = batch_size * shape.context_length
     weights = 16 * in_training(shape, rows)[0] + 8 * rows * shape.n_embd
-    logits = min(chunk_elements(device), tokens * rows) * (4 if dtype == torch.float32 else 6)
+    bytes_each = 4 if dtype == torch.float32 else 2 if device.type == "cuda" else 6
+    logits = min(chunk_elements(device), tokens * rows) * bytes_each
     layers_kept = 1 if config.activation_checkpointing else shape.n_layer
     activations = tokens * shape.n_embd * 4 * (18 * layers_kept + shape.n_layer + 4)
     return weights + logits + activations + PYTORCH_BYTES

@@ -109,7 +109,8 @@ class TextPlan(NamedTuple):
 def _like_tinystories() -> Corpus:
     """Random tokens: as in so large a text, nearly every one of GPT-2's occurs."""
     tokenizer = gpt2()
-    ids = np.random.default_rng(0).permutation(4 * tokenizer.vocab_size) % tokenizer.vocab_size
+    drawn = np.random.default_rng(0).permutation(4 * tokenizer.vocab_size) % tokenizer.vocab_size
+    ids = drawn.astype(np.uint16)  # as a text's are kept
     tokens = Tokens(ids, 1, 4 * len(ids))
     return Corpus(tokens, tokens, tokenizer, "", "")
 

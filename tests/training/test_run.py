@@ -93,10 +93,10 @@ def test_a_text_that_is_too_short_is_refused_with_the_figures(config, tmp_path):
 
 
 def test_compiling_falls_back_with_one_line(config, monkeypatch, capsys):
-    def broken(function):
+    def broken(*given):
         raise RuntimeError("no compiler\nand a long story")
 
-    monkeypatch.setattr(torch, "compile", lambda function: lambda *_: broken(function))
+    monkeypatch.setattr(torch, "compile", lambda function, dynamic: broken)
     assert train(change(config, compile="on")) == 0
     said = capsys.readouterr().out
     assert "torch.compile does not work here (RuntimeError: no compiler); training goes on without it\n" in said
