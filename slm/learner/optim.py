@@ -58,17 +58,21 @@ class Muon(optim.Optimizer):
         Several processes make the updates together. Of a matrix that is divided among them each changes its own part.
         """
         for group in self.param_groups:
+            parameters = [each for each in group["params"] if each.grad is not None]
+            if not parameters:
+                continue
+            gradients = [each.grad for each in parameters]
+            for parameter in parameters:
+                if not self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter.grad)
+            momenta = [self.state[each]["momentum_buffer"] for each in parameters]
+            # All matrices at once: a kernel for each would take longer to start than to run on a GPU.
+            torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+            wanted = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov's
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
             by_shape: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
             changes: list[tuple[nn.Parameter, Tensor]] = []  # of the divided ones
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
-                momentum = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-                update = whole(parameter.grad.lerp(momentum, group["momentum"]))  # Nesterov's
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            for parameter, update in zip(parameters, map(whole, wanted), strict=True):
                 m, n = parameter.shape
                 to_change: Tensor = parameter
                 if is_divided(parameter):
@@ -79,10 +83,13 @@ class Muon(optim.Optimizer):
                     wide = part if len(part) <= n else part.T
                     by_shape.setdefault((wide.shape[0], wide.shape[1]), []).append((target, wide))
             for (_, longer), pairs in by_shape.items():
-                updates = _orthogonal_together(torch.stack([part for _, part in pairs]), self.iterations, self.dtype)
-                for (target, _), update in zip(pairs, updates, strict=True):
-                    lying = update if update.shape == target.shape else update.T
-                    target.sub_(lying, alpha=0.2 * math.sqrt(longer) * group["lr"])
+                targets, parts = zip(*pairs, strict=True)
+                updates = _orthogonal_together(torch.stack(parts), self.iterations, self.dtype)
+                lying = [
+                    update if update.shape == target.shape else update.T
+                    for target, update in zip(targets, updates, strict=True)
+                ]
+                torch._foreach_add_(targets, lying, alpha=-0.2 * math.sqrt(longer) * group["lr"])
             for parameter, change in changes:
                 parameter.add_(divided_as(parameter, change))
 

@@ -61,14 +61,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss, correct, *gradients = _in_chunks(hidden, weight.to(kind), targets, shared, with_gradient)
         if with_gradient:
             ctx.save_for_backward(*gradients)
-            ctx.weight_dtype = weight.dtype
+            ctx.kinds = hidden.dtype, weight.dtype
         ctx.mark_non_differentiable(correct)
         return loss, correct
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * scale, (d_weight * scale).to(ctx.weight_dtype), None, None, None
+        (d_hidden, d_weight), (of_hidden, of_weight) = ctx.saved_tensors, ctx.kinds
+        return d_hidden.to(of_hidden) * scale, (d_weight * scale).to(of_weight), None, None, None
 
 
 def _in_chunks(hidden: Tensor, w: Tensor, targets: Tensor, shared: int, with_gradient: bool) -> tuple[Tensor, ...]:
@@ -89,22 +89,22 @@ def _in_chunks(hidden: Tensor, w: Tensor, targets: Tensor, shared: int, with_gra
     loss = hidden.new_zeros((), dtype=torch.float32)
     correct = torch.zeros((), dtype=torch.int64, device=hidden.device)
     if with_gradient:
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(w, dtype=torch.float32)
+        d_hidden, d_weight = torch.empty_like(hidden, dtype=kind), torch.zeros_like(w, dtype=torch.float32)
         d_weight_memory = None if kind in (torch.float32, torch.float64) else torch.empty_like(w)
     for start in range(0, len(hidden), rows):
         chunk = slice(start, start + rows)
         h = hidden[chunk].to(kind)
         logits = torch.mm(h, w.T, out=memory[: len(h)])  # (R, V)
-        own = logits[:, :V]
+        given = (targets[chunk], guessable, log_shared, with_gradient)
         if kernel:
-            nats, right = kernel(own, targets[chunk], guessable, log_shared, with_gradient)
+            nats, right = kernel(logits, V, *given)
         else:
-            scratch = own if in_fp32 is memory else in_fp32[: len(h), :V]
-            nats, right = to_gradient(own, targets[chunk], guessable, log_shared, with_gradient, scratch)
+            own = logits[:, :V]
+            nats, right = to_gradient(own, *given, own if in_fp32 is memory else in_fp32[: len(h), :V])
         loss += nats
         correct += right
         if with_gradient:
-            d_hidden[chunk] = logits @ w
+            torch.mm(logits, w, out=d_hidden[chunk])
             if kind == torch.float16:
                 d_weight.add_(torch.mm(logits.T, h * SHRUNK, out=d_weight_memory), alpha=1 / SHRUNK)
             elif d_weight_memory is not None:
@@ -149,14 +149,13 @@ def cuda_kernel() -> Callable[..., tuple[Tensor, Tensor]] | None:
     try:
         from slm.model.loss_cuda import to_gradient as kernel
 
-        logits = torch.linspace(-8, 8, 3 * 700, device="cuda").view(3, 700).sin()
-        targets = torch.tensor([5, -1, 699], device="cuda")
-        results = []
-        for compute in (kernel, functools.partial(to_gradient, in_fp32=logits.clone())):
-            x = logits.clone()
-            results.append((*compute(x, targets, 699, 1.0, True), x))
-        for ours, expected in zip(*results, strict=True):
-            torch.testing.assert_close(ours.float(), expected.float(), rtol=1e-4, atol=1e-5)
+        logits = F.pad(torch.linspace(-8, 8, 3 * 3000, device="cuda").view(3, 3000).sin(), (0, 8))
+        given = (torch.tensor([5, -1, 2999], device="cuda"), 2999, 1.0, True)
+        expected = logits.clone()
+        ours = kernel(logits, 3000, *given)
+        plain = to_gradient(expected[:, :3000], *given, expected[:, :3000])
+        for found, known in ((logits, expected), *zip(ours, plain, strict=True)):
+            torch.testing.assert_close(found.float(), known.float(), rtol=1e-4, atol=1e-5)
     except Exception as error:  # no Triton, no compiler for it, a card that is too old
         reason = f"{type(error).__name__}: {first_line(error)[:120]}"
         print(f"the loss is computed without its CUDA kernel, which takes longer ({reason})")

@@ -122,14 +122,14 @@ from slm.model import loss, loss_cuda
 torch.manual_seed(0)
 fp32, bf16 = torch.float32, torch.bfloat16
 for dtype, V, shared in ((fp32, 50, 1), (fp32, 50, 9), (bf16, 50, 9), (bf16, 9000, 1)):
-    logits = torch.randn(6, V + 14, dtype=dtype)[:, :V]  # rows lie further apart than they are long
-    logits[4, -1] = logits[5, 7] = logits[5, 9] = 9  # the shared row is the likeliest, two are
-    targets = torch.tensor([3, 40, -1, int(logits[3].argmax()), V - 1, 7])
-    results = []
-    for compute in (loss_cuda.to_gradient, loss.to_gradient):
-        x = logits.clone()
-        memory = [] if compute == loss_cuda.to_gradient else [x if dtype == fp32 else x.float()]
-        results.append((*compute(x, targets, V - (shared > 1), math.log(shared), True, *memory), x))
+    logits = torch.randn(6, V + 14, dtype=dtype)
+    logits[:, V:] = 0
+    logits[4, V - 1] = logits[5, 7] = logits[5, 9] = 9  # the shared row is the likeliest, two are
+    given = (torch.tensor([3, 40, -1, int(logits[3, :V].argmax()), V - 1, 7]), V - (shared > 1), math.log(shared), True)
+    x, plain = logits.clone(), logits.clone()
+    own = plain[:, :V]
+    results = [(*loss_cuda.to_gradient(x, V, *given), x)]
+    results += [(*loss.to_gradient(own, *given, own if dtype == fp32 else own.float()), plain)]
     for ours, expected in zip(*results, strict=True):
         torch.testing.assert_close(ours.float(), expected.float(), rtol=1e-2 if dtype == bf16 else 1e-5, atol=1e-6)
     assert results[0][1] >= 2

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 
 from slm.cli import main
+from slm.data.batches import TrainingBatches
+from slm.learner.feed import Feed
 from slm.training import doctor
 from tests.runs import new_run
 
@@ -85,3 +87,11 @@ def test_the_report_in_words(monkeypatch):
 def test_optional_packages_are_those_of_the_project():
     bounds = re.findall(r'"([\w-]+)>=', PROJECT.split("[project.optional-dependencies]")[1].split("dev = [")[0])
     assert {name.replace("-", "_") for name in bounds} - {"pydantic"} == doctor.OPTIONAL.keys() - {"tensorboard"}
+
+
+def test_the_text_like_tinystories_can_lie_in_a_gpus_memory():
+    """As a run on CUDA keeps it."""
+    tokens = doctor._like_tinystories().train.ids
+    feed = Feed(TrainingBatches(tokens, 2, 128, 0), torch.device("cpu"), room=1 << 30)
+    assert feed.tokens is not None
+    assert all(each.shape == (2, 128) and 0 <= int(each.min()) for each in feed(0))
