@@ -1,9 +1,9 @@
 """How fast does a model write, from how cold a start, and how near is that to what the memory allows?
 
 The default model with random weights continues prompts of 8 tokens by 110, greedily, in this project's engines and in
-transformers and CTranslate2 (`pip install transformers ctranslate2 safetensors`), in one process, alternating, each on
-one core and on all; medians. Then each in a process of its own for its peak memory (Linux only), and `generate.py` from
-its start to the end of one token. Prints a table and one JSON line.
+transformers, CTranslate2 and llama.cpp (`pip install transformers ctranslate2 safetensors gguf llama-cpp-python`), in
+one process, alternating, each on one core and on all; medians. Then each in a process of its own for its peak memory
+(Linux only), and `generate.py` from its start to the end of one token. Prints a table and one JSON line.
 
     python benchmarks/generation.py
 """
@@ -51,7 +51,10 @@ MODELS = {
     "transformers": "best_model-huggingface",
     "CTranslate2 fp32": "best_model-ctranslate2",
     "CTranslate2 int8": "best_model-ctranslate2-int8",
+    "llama.cpp F16": "best_model.gguf",
+    "llama.cpp Q8_0": "best_model.q8_0.gguf",
 }
+PACKAGES = {"transformers": "transformers", "CTranslate2": "ctranslate2", "llama.cpp": "llama_cpp"}
 OURS = tuple(name for name in MODELS if name.startswith(("PyTorch", "ONNX")))
 
 
@@ -70,7 +73,16 @@ def make_models(folder: Path) -> None:
     shape = ModelConfig()
     loaded = Checkpoint(shape, GPT(shape).state_dict(), gpt2(), {})
     checkpoint.save(folder / "best_model.pt", loaded)
-    for format in ("onnx", "onnx-int8", "onnx-int4", "huggingface", "ctranslate2", "ctranslate2-int8"):
+    for format in (
+        "onnx",
+        "onnx-int8",
+        "onnx-int4",
+        "huggingface",
+        "ctranslate2",
+        "ctranslate2-int8",
+        "gguf",
+        "gguf-q8_0",
+    ):
         export(loaded, format, folder / "best_model")
 
 
@@ -78,7 +90,15 @@ def contender(name: str, path: Path, threads: int) -> Run:
     """A function that continues prompts of one length greedily by exactly so many tokens."""
     if name in OURS:
         return _ours(path, threads)
-    return _transformers(path, threads) if name == "transformers" else _ctranslate2(path, threads)
+    peers = {"transformers": _transformers, "CTranslate2": _ctranslate2, "llama.cpp": _llama_cpp}
+    return peers[name.split()[0]](path, threads)
+
+
+def is_there(name: str) -> bool:
+    """Whether a contender's package is installed, and works here: llama.cpp crashes with Q8_0 on CPUs with AMX."""
+    package = PACKAGES.get(name.split()[0])
+    crashes = name.endswith("Q8_0") and "amx_int8" in Path("/proc/cpuinfo").read_text()
+    return not crashes and (package is None or importlib.util.find_spec(package) is not None)
 
 
 def _ours(path: Path, threads: int) -> Run:
@@ -143,6 +163,48 @@ def _ctranslate2(path: Path, threads: int) -> Run:
         )
         return [result.sequences_ids[0] for result in results]
 
+    return run
+
+
+def _llama_cpp(path: Path, threads: int) -> Run:
+    """llama.cpp's own functions, without the samplers of its Python package: the likeliest of the logits is taken."""
+    import ctypes
+
+    import llama_cpp as llama
+
+    silent = llama.llama_log_callback(lambda *_: None)
+    llama.llama_log_set(silent, ctypes.c_void_p())
+    llama.llama_backend_init()
+    model = llama.llama_model_load_from_file(str(path).encode(), llama.llama_model_default_params())
+
+    def run(prompts: list[list[int]], new: int) -> list[list[int]]:
+        B, T = len(prompts), len(prompts[0])
+        params = llama.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = 128 * B, max(512, B * T), 512, B
+        params.n_threads = params.n_threads_batch = threads
+        context = llama.llama_init_from_model(model, params)
+        batch, results = llama.llama_batch_init(B * T, 0, 1), [[] for _ in prompts]
+        given, place = prompts, 0
+        for _ in range(new):
+            length = len(given[0])
+            batch.n_tokens = B * length
+            for sequence, ids in enumerate(given):
+                for offset, id in enumerate(ids):
+                    at = sequence * length + offset
+                    batch.token[at], batch.pos[at], batch.logits[at] = id, place + offset, offset == length - 1
+                    batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
+            if llama.llama_decode(context, batch):
+                raise RuntimeError("llama.cpp refused a batch")
+            logits = (llama.llama_get_logits_ith(context, length * (sequence + 1) - 1) for sequence in range(B))
+            given = [[int(np.ctypeslib.as_array(row, (VOCABULARY,)).argmax())] for row in logits]
+            for result, (id,) in zip(results, given, strict=True):
+                result.append(id)
+            place += length
+        llama.llama_batch_free(batch)
+        llama.llama_free(context)
+        return results
+
+    run.silent = silent  # type: ignore[attr-defined]  # kept as long as it may be called
     return run
 
 
@@ -224,11 +286,10 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with folder_of_models(flags.models) as folder:
         cores = sorted({1, usable_cores()})
-        there = [name for name in MODELS if "CTr" not in name or importlib.util.find_spec("ctranslate2")]
-        there = [name for name in there if name != "transformers" or importlib.util.find_spec("transformers")]
+        there = [name for name in MODELS if is_there(name)]
         runs = {(name, n): contender(name, folder / MODELS[name], n) for name in there for n in cores}
         first = {name: runs[name, cores[0]](prompts(1, PROMPT), NEW)[0] for name in there}
-        for name in ("ONNX Runtime fp32", "transformers", "CTranslate2 fp32"):
+        for name in ("ONNX Runtime fp32", "transformers", "CTranslate2 fp32", "llama.cpp F16"):
             if name in there and first[name] != first["PyTorch"]:
                 print(f"note: {name} does not write the same tokens as PyTorch")
         speeds: dict[str, dict[tuple[str, int], float]] = {}
@@ -269,6 +330,10 @@ def main() -> None:
         "fp32, batch 1, to transformers": best("batch 1", *fp32) / best("batch 1", "transformers"),
         "int8, batch 1, to CTranslate2 int8": best("batch 1", "ONNX Runtime int8")
         / best("batch 1", "CTranslate2 int8"),
+        "batch 1, 8 bits, to llama.cpp Q8_0": best("batch 1", "ONNX Runtime int8") / best("batch 1", "llama.cpp Q8_0"),
+        "batch 1, fp32, to llama.cpp F16": best("batch 1", *fp32) / best("batch 1", "llama.cpp F16"),
+        "batch 32, fp32, to llama.cpp F16": best("batch 32", *fp32) / best("batch 32", "llama.cpp F16"),
+        "prefill, fp32, to llama.cpp F16": best("prefill", *fp32) / best("prefill", "llama.cpp F16"),
         "batch 32, to transformers": best("batch 32", *OURS) / best("batch 32", "transformers"),
         "batch 32, fp32, to transformers": best("batch 32", *fp32) / best("batch 32", "transformers"),
         "first token from .onnx, to .pt": starts["best_model.onnx"] / starts["best_model.pt"],
