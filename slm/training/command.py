@@ -24,7 +24,7 @@ from slm.export.command import export
 from slm.files import user_path
 from slm.learner.workers import Workers, joined
 from slm.training import folder
-from slm.training.describe import continuations, describe, duration, speed
+from slm.training.describe import advice, continuations, describe, duration, speed
 from slm.training.folder import BEST, EXPORTS, LAST, RUN_FILES
 from slm.training.interrupt import first_signal
 from slm.training.loop import loop
@@ -165,6 +165,7 @@ def finish(run: Run) -> str:
             f"training   {train}\n"
             f"validation {val}\n"
             f"{_other_than_shown(run, val)}"
+            f"{advice(run.plan, state.rows, run.config)}"
             f"speed      {speed(learner, state.rows)}\n"
         )
         written: list[str] = []

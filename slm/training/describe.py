@@ -18,6 +18,8 @@ from slm.training.plan import Plan
 from slm.training.state import State
 from slm.training.terminal import LABEL, cut, dim, indent, width
 
+LEARNED_BY_HEART = 1.01  # times the best validation loss: more than how a part of the text differs from the whole
+
 
 def describe(
     plan: Plan,
@@ -104,6 +106,24 @@ def continuations(plan: Plan, samples: Sequence[Mapping[str, Any]]) -> str:
         label = _place(plan, samples[number])
         lines.append(label + dim(cut(samples[number]["text"], width() - len(label))))
     return "\n".join(lines) + "\n"
+
+
+def advice(plan: Plan, rows: Sequence[Mapping[str, float]], config: TrainConfig) -> str:
+    """A line about the length of another run, where this one went on long after its best model; else ""."""
+    best, last = min(rows, key=lambda row: row["val_loss"]), rows[-1]
+    if last["val_loss"] < LEARNED_BY_HEART * best["val_loss"] or best["step"] > 0.8 * last["step"]:
+        return ""
+    if config.max_minutes:
+        length = f"--max_minutes {best['seconds'] / 60:.2g}"
+    elif config.max_steps:
+        length = f"--max_steps {best['step']}"
+    else:
+        length = f"--epochs {best['step'] / plan.steps_per_epoch:.2g}"
+    return (
+        f"advice     validation was best after {best['epoch']:.2g} of {last['epoch']:.2g} passes; since then the text "
+        "has been learned by heart. A run that ends there, its learning rate falling to 0 on the way, takes less time "
+        f"and is better: {length}. So is more text\n"
+    )
 
 
 def _place(plan: Plan, at: Mapping[str, Any]) -> str:

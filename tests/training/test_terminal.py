@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from slm.training import terminal
-from slm.training.describe import continuations, evaluated
+from slm.training.describe import advice, continuations, evaluated
 from slm.training.terminal import cut, dim, wrapped
 from tests.runs import change, new_run, rows, train
 
@@ -109,6 +109,24 @@ def test_an_evaluation_is_a_short_line_and_what_the_model_writes(plan):
         assert evaluated(plan_, rows_, sample) == f"{line}\n{story}"
     assert evaluated(plan, several, {}, 0.012) == ("step 40    validation 1.2500 +- 0.0120 bits per byte, down 1.2500")
     assert evaluated(plan, several, {}) == "step 40    validation 1.2500 bits per byte, down 1.2500"
+
+
+def test_a_run_that_went_on_after_its_best_model_names_a_better_length(config, plan):
+    plan = dataclasses.replace(plan, steps_per_epoch=73.7)
+    course = ((0, 10.0), (222, 4.82), (480, 4.9), (737, 5.25))
+    rows_ = [{"step": step, "epoch": step / 73.7, "seconds": 0.9 * step, "val_loss": loss} for step, loss in course]
+    assert advice(plan, rows_, change(config, max_steps=None, epochs=10)) == (
+        "advice     validation was best after 3 of 10 passes; since then the text has been learned by heart. A run "
+        "that ends there, its learning rate falling to 0 on the way, takes less time and is better: --epochs 3. "
+        "So is more text\n"
+    )
+    assert "better: --max_steps 222. " in advice(plan, rows_, change(config, max_steps=737))
+    assert "better: --max_minutes 3.3. " in advice(plan, rows_, change(config, max_minutes=11, max_steps=None))
+    rows_[-1]["val_loss"] = 4.86  # within what a part of the text may differ by
+    assert advice(plan, rows_, config) == ""
+    rows_[-1]["val_loss"] = 4.8
+    assert advice(plan, rows_, config) == ""
+    assert advice(plan, rows_[:2], config) == advice(plan, rows_[:1], config) == ""
 
 
 def test_the_line_of_what_the_model_writes_fits_the_terminal(plan, tty):
