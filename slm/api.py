@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import os
@@ -14,6 +15,7 @@ import numpy as np
 
 from slm.cli import COMMANDS, config_of
 from slm.config.fields import expected, fits, flags
+from slm.cores import processes
 from slm.evaluation.command import measure_model
 from slm.evaluation.measure import Measures
 from slm.export.command import export_formats
@@ -34,7 +36,10 @@ def train(dataset: str | os.PathLike[str] | None = None, **flags: Any) -> Finish
     Raises UserError where a keyword or a value cannot be used, as for a folder that has a run already.
     """
     config = _config("train", **({} if dataset is None else {"dataset": dataset}), **flags)
-    code = command.main(config)
+    with contextlib.ExitStack() as stack:
+        if processes().rank > 0:  # of several processes only the first prints
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        code = command.main(config)
     if code > 128 and code != 128 + signal.SIGINT:
         signal.raise_signal(code - 128)
     return FinishedRun(user_path(config.out_dir).absolute(), stopped=code != 0)

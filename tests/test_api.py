@@ -93,6 +93,18 @@ def test_another_signal_has_its_usual_effect_once_the_run_is_saved(toy):
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.parametrize(("rank", "said"), [(0, "training\n"), (1, "")])
+def test_of_several_processes_only_the_first_prints(rank, said, tmp_path, monkeypatch, capsys):
+    ours = {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+    for name, value in ours.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(command, "main", lambda config: print("training") or 0)
+    slm.train("stories", max_steps=1, out_dir=tmp_path)
+    assert capsys.readouterr().out == said
+    print("afterwards")
+    assert capsys.readouterr().out == "afterwards\n"
+
+
 def test_values_as_notebooks_have_them(toy):
     values = {"learning_rate": np.float64(0.5), "max_steps": np.int64(7), "batch_size": "auto"}
     config = _config("train", **{**toy, **values})
