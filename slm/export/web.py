@@ -32,7 +32,10 @@ from slm.files import replacing, user_path
 PACKAGE = "onnxruntime-web@1.30.0"
 ARCHIVE_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 RUNTIME = ("dist/ort.wasm.min.mjs", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm")
-PAGE = ("icon.svg", "style.css", "page.js", "tokenizer.js", "local_model.js", "local_worker.js", "generator.js")
+PAGE = (
+    "icon.svg", "style.css", "page.js", "history.js", "reading.js", "trouble.js", "tokenizer.js", "local_model.js",
+    "local_worker.js", "generator.js",
+)  # fmt: skip
 # The page loads nothing from another place and sends nothing to one: the browser itself holds it to that.
 POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'"
 

@@ -3,63 +3,129 @@
 // A token is {id, bytes, logprob, top: [{id, bytes, logprob}, ...]}: what was chosen, with its log-probability in nats,
 // and the likeliest tokens with theirs. The model lives behind a server or in this browser; the page cannot tell.
 
+import { branchOff, cut, fromHash, lineage, newTree, nextRun, path, Shelf, takeChoice, toHash } from "./history.js";
+import * as reading from "./reading.js";
+import * as trouble from "./trouble.js";
+
 const SAMPLES = ["Once upon a time", "One sunny morning, a brave girl named Mia", "There was once a little fox"];
 const LEVELS = [0.05, 0.2, 0.5, 0.8]; // limits of the shades
 const VISIBLE = { " ": "␣", "\n": "↵", "\t": "⇥" };
+
+const PATIENCE = 8; // seconds without a token before the page says so
 
 const $ = (id) => document.getElementById(id);
 const kind = document.querySelector('meta[name="model"]').content;
 const model = await import(`./${kind}_model.js`);
 
-const story = { prompt: "", tokens: [], end: "", seed: 0 };
-let writing = null; // {controller, finished} while a story grows
+const story = { tree: null, branch: 0, prompt: "", tokens: [], end: "", seed: 0 }; // what is on show
+let shelf = new Shelf();
+let opened = false;
+let linked = null; // the tree of the address, until it is on show
+let writing = null; // {controller, finished, asked} while a story grows
 
 // --- The story -------------------------------------------------------------------------------------------------------
 
-/** Write on after the story's tokens, after whatever is being written has stopped. */
-async function grow() {
+/** Write what branch `n` of `tree` lacks, after whatever is being written has stopped. */
+async function grow(tree, n, asked = true) {
+  if (!opened) return open();
   while (writing) await stop();
   hideAlternatives();
-  writing = { controller: new AbortController() };
-  await (writing.finished = run(writing.controller.signal));
+  writing = { controller: new AbortController(), asked };
+  await (writing.finished = run(tree, n, writing.controller));
   writing = null;
+  keep();
   show();
 }
 
-async function run(signal) {
-  story.end = "";
-  render();
-  if (story.visit !== undefined) visit(story.visit);
-  $("problem").textContent = "";
-  $("status").textContent = "Writing …";
+async function run(tree, n, controller) {
+  const { signal } = controller;
   const began = performance.now();
-  const before = story.tokens.length;
+  const again = () => grow(tree, n);
+  let made = 0;
+  let end, timer;
+  let frozen = false;
+  const wait = () => {
+    clearTimeout(timer);
+    if (frozen) trouble.clear();
+    frozen = false;
+    timer = setTimeout(() => {
+      frozen = true;
+      trouble.tell({ kind: "frozen" }, () => {
+        controller.abort("again");
+        again();
+      });
+    }, 1000 * PATIENCE);
+  };
+  trouble.clear();
+  $("status").textContent = "Writing …";
+  reading.start(writing.asked);
+  show();
+  tree.shown = n;
+  let number, branch;
   try {
-    const tokens = model.write({
-      prompt: story.prompt,
-      tokens: [...story.tokens],
-      maxTokens: Number($("length").value),
-      temperature: Number($("temperature").value),
-      topP: Number($("top-p").value),
-      seed: story.seed,
-      signal,
-    });
-    let step = await tokens.next();
-    for (; !step.done; step = await tokens.next()) {
-      if (signal.aborted) continue; // what was on its way when it was stopped
-      story.tokens.push(step.value);
-      append(story.tokens.length - 1);
+    for (number of lineage(tree, n)) {
+      branch = tree.branches[number];
+      if (!takeChoice(tree, number)) throw new Error("The model here did not consider what this branch begins with.");
+      for (let asked; branch.end === undefined && (asked = nextRun(branch)); ) {
+        const { length, ...how } = asked;
+        const tokens = model.write({ ...how, maxTokens: length, prompt: tree.prompt, tokens: path(tree, number), signal });
+        wait();
+        let step = await tokens.next();
+        for (; !step.done; step = await tokens.next()) {
+          if (signal.aborted) continue; // what was on its way when it was stopped
+          wait();
+          made++;
+          branch.tokens.push(step.value);
+          add(tree, number, step.value);
+        }
+        end = signal.aborted ? "stopped" : step.value;
+        if (end !== "length") branch.end = end;
+      }
+      branch.end ??= "length";
+      if (signal.aborted) break;
+      if (number === n && (story.tree !== tree || story.branch !== n)) put(tree, n); // it has no token
     }
-    story.end = signal.aborted ? "stopped" : step.value;
+    if (frozen) trouble.clear();
   } catch (error) {
-    $("problem").textContent = error.message;
-    story.end = "failed";
+    end = "failed";
+    trouble.tell(error, again);
   }
-  const made = story.tokens.length - before;
+  clearTimeout(timer);
+  if (signal.reason === "again") delete branch.end;
+  else if (end === "stopped") {
+    cut(branch);
+    if (story.tree === tree) tree.shown = story.branch;
+  }
+  reading.finish($("said"));
+  story.end = (story.tree && story.tree.branches[story.branch].end) ?? end;
+  remember();
   const seconds = (performance.now() - began) / 1000;
+  if (made || story.tree === tree) tellEnd(end ?? story.end, made, `, ${(made / seconds).toFixed(0)} a second`);
+  else $("status").textContent = end === "stopped" ? "Stopped before the first token." : "";
+}
+
+/** Show a new token of a branch: with all of the story before it, if that is not on show yet. */
+function add(tree, n, token) {
+  if (story.tree === tree && story.branch === n) {
+    story.tokens.push(token);
+    append(story.tokens.length - 1);
+  } else {
+    const push = writing.asked && story.tree !== null && story.tree !== tree;
+    shelf.put(tree);
+    put(tree, n);
+    remember(push);
+  }
+  const last = $("text").lastChild;
+  const space = last.previousSibling?.nodeType === Node.TEXT_NODE ? last.previousSibling.data : "";
+  reading.grew($("text"), space + last.textContent, $("said"), shown);
+  if (performance.now() - kept > 2000) keep();
+}
+
+function tellEnd(end, count, speed) {
   const ending = { stop: "The story ended after", length: "Paused after", stopped: "Stopped after", failed: "Broke off after" };
-  $("status").textContent =
-    `${ending[story.end]} ${made} token${made === 1 ? "" : "s"}, ${(made / seconds).toFixed(0)} a second. Seed ${story.seed}.`;
+  $("status").textContent = story.tree && story.tree.branches[story.branch].runs.length === 0
+    ? "The story ends here, as you chose."
+    : `${ending[end]} ${count} token${count === 1 ? "" : "s"}${speed}. Seed ${story.seed}.`;
 }
 
 async function stop() {
@@ -67,38 +133,112 @@ async function stop() {
   await writing?.finished;
 }
 
-function begin(seed) {
-  Object.assign(story, { prompt: $("prompt").value.replace(/ +$/, ""), tokens: [], seed });
-  return grow();
-}
-
+const typed = () => $("prompt").value.replace(/ +$/, "");
+const settings = (seed) => ({
+  length: Number($("length").value), temperature: Number($("temperature").value), topP: Number($("top-p").value), seed,
+});
+const begin = (seed, asked) => grow(newTree(typed(), settings(seed)), 0, asked);
 const anySeed = () => Math.floor(Math.random() * 2 ** 31);
 const givenSeed = () => ($("seed").value === "" ? anySeed() : Number($("seed").value));
 
+function goOn() {
+  const branch = story.tree.branches[story.branch];
+  if (branch.end !== undefined) branch.runs.push(settings(story.seed));
+  delete branch.end;
+  return grow(story.tree, story.branch);
+}
+
+/** Show branch `n` of `tree`, and write what it lacks. */
+async function go(tree, n, push = true) {
+  while (writing) await stop();
+  trouble.clear();
+  tree.shown = n;
+  put(tree, n);
+  remember(push);
+  if (lineage(tree, n).some((each) => tree.branches[each].end === undefined)) return grow(tree, n, push);
+  tellEnd(story.end, story.tokens.length, "");
+  keep();
+  show();
+}
+
 /** Go on from token `at` replaced by `other`. */
 async function branch(at, other) {
-  const { top } = story.tokens[at];
+  if (story.tokens[at].id === other.id) return visit(at);
   while (writing) await stop();
-  story.tokens.length = at;
-  if (other.bytes.length === 0) {
-    // The end of the text has no bytes.
-    story.end = "stop";
-    hideAlternatives();
-    render();
-    $("status").textContent = "The story ends here, as you chose.";
-    return;
-  }
-  story.tokens.push({ ...other, top });
+  const { tree } = story;
+  const n = branchOff(tree, story.branch, at, other.id, settings(story.seed));
+  takeChoice(tree, n);
   story.visit = at;
-  await grow();
+  await go(tree, n);
 }
+
+// --- Keeping it: in the address and on the shelf ---------------------------------------------------------------------
+
+const FIELDS = { prompt: "prompt", temperature: "temperature", top_p: "top-p", length: "length", seed: "seed" };
+let kept = 0; // when
+
+function keep() {
+  kept = performance.now();
+  if (story.tree) shelf.put(story.tree);
+}
+
+/** Write into the address what is on show; with `push`, Back leads to what was there before. */
+function remember(push = false) {
+  const fields = Object.fromEntries(Object.entries(FIELDS).map(([name, id]) => [name, $(id).value]));
+  if (fields.seed === "") delete fields.seed;
+  if (!$("think").checked) fields.think = "off";
+  const hash = toHash({ ...fields, prompt: typed() }, story.tree ?? linked);
+  if (hash === location.hash) return;
+  try {
+    history[push ? "pushState" : "replaceState"](null, "", hash);
+  } catch {} // an address that is too long for this browser
+}
+
+/** Take prompt and settings from the address. */
+function takeFields() {
+  const { fields, tree } = fromHash(location.hash);
+  if (tree) fields.seed ??= "";
+  for (const [name, id] of Object.entries(FIELDS)) if (name in fields) $(id).value = fields[name];
+  if ("prompt" in fields) $("think").checked = fields.think !== "off";
+  showSettings();
+}
+
+/** Show the story of the address, the newest one that is kept, or a first one. */
+function arrive() {
+  const { tree, fields } = fromHash(location.hash);
+  const [newest] = shelf.list();
+  linked = tree ?? null;
+  const known = tree && shelf.find(tree.id);
+  if (known?.branches[tree.shown]) go(known, tree.shown, false);
+  else if (tree) grow(tree, tree.shown, false);
+  else if (newest && !("prompt" in fields)) go(newest, newest.shown, false);
+  else if ($("length").checkValidity() && $("seed").checkValidity()) begin(givenSeed(), false);
+}
+
+addEventListener("popstate", () => {
+  takeFields();
+  if (opened) arrive();
+});
+addEventListener("pagehide", keep);
 
 // --- Showing it ------------------------------------------------------------------------------------------------------
 
 let decoder;
 
+/** Put branch `n` of `tree` on show. */
+function put(tree, n) {
+  const { end, runs } = tree.branches[n];
+  const seed = runs.at(-1)?.seed ?? story.seed;
+  Object.assign(story, { tree, branch: n, prompt: tree.prompt, tokens: path(tree, n), end: end ?? "", seed });
+  render();
+}
+
 /** All of the story anew. */
 function render() {
+  const focused = $("text").contains(document.activeElement) ? Number(document.activeElement.dataset.at) : undefined;
+  const at = story.visit ?? focused;
+  story.visit = undefined;
+  hideAlternatives();
   decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const prompt = document.createElement("span");
   prompt.className = "prompt";
@@ -106,23 +246,26 @@ function render() {
   $("text").replaceChildren(prompt);
   story.tokens.forEach((_, at) => append(at));
   show();
+  if (at !== undefined) visit(Math.min(at, story.tokens.length - 1));
 }
 
 /** Add the token `at`. Bytes of a character that is not yet whole are shown with the token that completes it. */
 function append(at) {
   const token = story.tokens[at];
   const span = document.createElement("span");
-  span.textContent = decoder.decode(Uint8Array.from(token.bytes), { stream: true });
+  const [whole, space, word] = /^(\s*)([^]*)$/.exec(decoder.decode(Uint8Array.from(token.bytes), { stream: true }));
+  span.textContent = word || whole; // what is shaded is the word, without the space before it
+  if (word && space) $("text").append(space);
   span.dataset.at = at;
-  span.className = `token level${LEVELS.filter((limit) => Math.exp(token.logprob) >= limit).length}`;
+  span.className = word === "" ? "token" : `token level${LEVELS.filter((limit) => Math.exp(token.logprob) >= limit).length}`;
   $("text").append(span);
   if ($("think").checked) explain(span);
 }
 
-/** Put the focus on the token `at`, which was chosen. */
+/** Put the focus on the token `at`. */
 function visit(at) {
-  story.visit = undefined;
   const span = $("text").querySelector(`[data-at="${at}"]`);
+  if (!span || !$("think").checked) return action().focus();
   const first = $("text").querySelector('[tabindex="0"]');
   if (first) first.tabIndex = -1;
   span.tabIndex = 0;
@@ -144,8 +287,11 @@ function plain(span) {
   for (const name of ["role", "aria-haspopup", "aria-label", "aria-expanded", "tabindex"]) span.removeAttribute(name);
 }
 
+const action = () => (writing ? $("stop") : opened ? $("write") : $("prompt"));
+
 /** Buttons and notes as the state has them. */
 function show() {
+  const focused = document.activeElement;
   const busy = writing !== null;
   $("write").hidden = busy;
   $("stop").hidden = !busy;
@@ -153,8 +299,75 @@ function show() {
   $("text").classList.toggle("thinking", $("think").checked);
   $("explained").hidden = !$("think").checked;
   $("copy-chances").hidden = !$("think").checked;
-  $("after").hidden = busy || story.end === "";
+  $("after").hidden = busy || !story.tree;
   $("continue").disabled = story.end === "stop";
+  showTree();
+  showStrip();
+  if (focused !== document.body && !focused.getClientRects().length) action().focus();
+}
+
+/** Fill a list anew; what has the focus in it keeps it. */
+function refill(list, items) {
+  const key = list.contains(document.activeElement) ? document.activeElement.dataset.key : undefined;
+  list.replaceChildren(...items);
+  if (key !== undefined) (list.querySelector(`[data-key="${key}"]`) ?? action()).focus();
+}
+
+function choice(key, current, content, action) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.dir = "auto";
+  button.dataset.key = key;
+  if (current) button.setAttribute("aria-current", "true");
+  const words = document.createElement("span");
+  words.textContent = content;
+  button.append(words);
+  button.addEventListener("click", action);
+  return button;
+}
+
+/** The branches of the story, each under the one that it leaves. */
+function showTree() {
+  const { tree, branch: current } = story;
+  $("branches").hidden = !tree || tree.branches.length < 2;
+  if ($("branches").hidden) return;
+  $("undo").hidden = tree.branches[current].parent < 0;
+  const under = (parent) => {
+    const list = document.createElement("ul");
+    tree.branches.forEach((each, n) => {
+      if (each.parent !== parent) return;
+      const item = document.createElement("li");
+      item.append(choice(n, n === current, name(tree, n), () => go(tree, n)));
+      if (tree.branches.some((other) => other.parent === n)) item.append(under(n));
+      list.append(item);
+    });
+    return list;
+  };
+  refill($("tree"), [under(-1)]);
+}
+
+/** What a branch is called: its first words, after those before it. */
+function name(tree, n) {
+  const { parent, at, chosen, tokens } = tree.branches[n];
+  if (parent < 0) return "As it was first written";
+  const before = path(tree, parent);
+  const other = before[at]?.top.find(({ id }) => id === chosen);
+  if (!other) return "A branch that is not written yet";
+  const read = (some) => text(some.flatMap(({ bytes }) => bytes));
+  const words = (tree.prompt + read(before.slice(0, at))).split(/(?<=\s)(?=\S)/).slice(-2).join("");
+  return `… ${words}${read(tokens.slice(0, 12)) || "(the story ends)"} …`;
+}
+
+/** All stories that are kept. */
+function showStrip() {
+  const trees = shelf.list();
+  $("earlier").hidden = trees.length < 2;
+  refill($("strip"), trees.map((tree) => {
+    const item = document.createElement("li");
+    const words = tree.prompt + text(path(tree, tree.shown).flatMap(({ bytes }) => bytes));
+    item.append(choice(tree.id, tree === story.tree, words.slice(0, 160), () => tree !== story.tree && go(tree, tree.shown)));
+    return item;
+  }));
 }
 
 const text = (bytes) => new TextDecoder("utf-8", { ignoreBOM: true }).decode(Uint8Array.from(bytes));
@@ -187,6 +400,7 @@ function chances() {
 
 let shown = null; // the span of the token whose alternatives are shown
 let hiding = 0;
+const SHEET = matchMedia("(max-width: 30rem)"); // where they are a sheet at the foot, which hovering does not open
 
 function showAlternatives(span) {
   clearTimeout(hiding);
@@ -218,12 +432,16 @@ function showAlternatives(span) {
   );
   const panel = $("alternatives");
   panel.hidden = false;
-  // Below the token's first line, and inside the column.
+  // Below the token's first line or, where there is no room, above it, and inside the column; on phones at the foot.
   const box = span.getClientRects()[0] ?? span.getBoundingClientRect();
   const around = $("story").getBoundingClientRect();
   const room = around.width - panel.offsetWidth;
-  panel.style.left = `${Math.max(0, Math.min(box.left - around.left, room))}px`;
-  panel.style.top = `${box.bottom - around.top + 4}px`;
+  const height = panel.offsetHeight + 4;
+  const above = box.bottom + height > innerHeight && box.top >= height;
+  panel.style.setProperty("--left", `${Math.max(0, Math.min(box.left - around.left, room))}px`);
+  panel.style.setProperty("--top", `${(above ? box.top - height : box.bottom + 4) - around.top}px`);
+  const hidden = SHEET.matches ? box.bottom + 16 - panel.getBoundingClientRect().top : 0;
+  if (hidden > 0) setTimeout(() => scrollBy(0, hidden), 150); // when the click is over, lest it meets something else
 }
 
 function hideAlternatives() {
@@ -248,7 +466,7 @@ function moveFocus(items, from, key) {
   return to;
 }
 
-$("text").addEventListener("mouseover", (event) => tokenAt(event) && !$("menu").contains(document.activeElement) && showAlternatives(tokenAt(event)));
+$("text").addEventListener("mouseover", (event) => tokenAt(event) && !SHEET.matches && !$("menu").contains(document.activeElement) && showAlternatives(tokenAt(event)));
 $("text").addEventListener("mouseleave", () => !$("story").contains(document.activeElement) && hideSoon());
 $("alternatives").addEventListener("mouseenter", () => clearTimeout(hiding));
 $("alternatives").addEventListener("mouseleave", () => !$("story").contains(document.activeElement) && hideSoon());
@@ -280,18 +498,28 @@ $("menu").addEventListener("keydown", (event) => {
   const items = [...$("menu").children];
   if (moveFocus(items, items.indexOf(document.activeElement), event.key)) event.preventDefault();
 });
-document.addEventListener("keydown", ({ key }) => {
-  if (key !== "Escape" || !shown) return;
+function leaveAlternatives() {
   const span = shown;
-  if ($("menu").contains(document.activeElement)) span.focus();
+  if ($("alternatives").contains(document.activeElement)) span.focus();
   hideAlternatives();
+}
+
+$("close").addEventListener("click", leaveAlternatives);
+document.addEventListener("keydown", ({ key, isComposing }) => {
+  if (key !== "Escape" || isComposing) return;
+  if (shown) leaveAlternatives();
+  else stop();
+});
+document.addEventListener("pointerdown", ({ target }) => {
+  if (!$("text").contains(target) && !$("alternatives").contains(target)) hideAlternatives();
 });
 
 // --- Controls --------------------------------------------------------------------------------------------------------
 
 $("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (!$("write").disabled && $("length").reportValidity() && $("seed").reportValidity()) begin(givenSeed());
+  if (writing?.asked) $("status").textContent = "Still writing. Escape stops it.";
+  else if (opened && $("length").reportValidity() && $("seed").reportValidity()) begin(givenSeed());
 });
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
@@ -303,10 +531,16 @@ $("stop").addEventListener("click", async () => {
   await stop();
   $("write").focus();
 });
-$("continue").addEventListener("click", grow);
+$("continue").addEventListener("click", goOn);
 $("another").addEventListener("click", () => {
   if ($("seed").value !== "") $("seed").value = (Number($("seed").value) + 1) % 2 ** 32;
   begin(givenSeed());
+});
+$("undo").addEventListener("click", () => go(story.tree, story.tree.branches[story.branch].parent));
+$("forget").addEventListener("click", () => {
+  if (!confirm("Forget all stories but the one on show?")) return;
+  shelf.clear(story.tree);
+  show();
 });
 $("think").addEventListener("change", () => {
   hideAlternatives();
@@ -315,6 +549,7 @@ $("think").addEventListener("change", () => {
 });
 $("copy").addEventListener("click", () => copy(storyText()));
 $("copy-chances").addEventListener("click", () => copy(chances()));
+$("copy-link").addEventListener("click", () => copy(location.href));
 $("download").addEventListener("click", () => {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([storyText() + "\n"], { type: "text/plain" }));
@@ -332,10 +567,17 @@ async function copy(content) {
   }
 }
 
-for (const name of ["temperature", "top-p"]) {
-  const tell = () => ($(`${name}-value`).value = Number($(name).value).toFixed(2));
-  $(name).addEventListener("input", tell);
-  tell();
+function showSettings() {
+  for (const name of ["temperature", "top-p"]) $(`${name}-value`).value = Number($(name).value).toFixed(2);
+}
+
+let noting = 0;
+for (const part of [$("ask"), $("controls"), document.querySelector("aside")]) {
+  part.addEventListener("input", () => {
+    showSettings();
+    clearTimeout(noting);
+    noting = setTimeout(remember, 300);
+  });
 }
 for (const sample of SAMPLES) {
   const button = document.createElement("button");
@@ -344,6 +586,7 @@ for (const sample of SAMPLES) {
   button.addEventListener("click", () => {
     $("prompt").value = sample;
     $("prompt").focus();
+    remember();
   });
   $("samples").append(button);
 }
@@ -383,11 +626,27 @@ function describe({ parameters, context_length, vocab_size, tokenizer, facts = {
   $("summary").textContent = `A GPT of ${size} parameters that continues what you begin.`;
 }
 
-$("local").hidden = kind !== "local";
-try {
-  describe(await model.open((share) => ($("summary").textContent = `Loading the model: ${Math.round(100 * share)} %`)));
-  $("write").disabled = false;
-} catch (error) {
-  $("summary").textContent = "The model could not be opened.";
-  $("problem").textContent = error.message;
+/** Open the model, and show the story of the address, the newest one that is kept, or a first one. */
+async function open() {
+  $("summary").textContent = "Loading the model …";
+  try {
+    const about = await model.open((share) => ($("summary").textContent = `Loading the model: ${Math.round(100 * share)} %`));
+    describe(about);
+    opened = true;
+    $("write").disabled = false;
+    const { step = 0, val = {} } = about.facts ?? {};
+    shelf = new Shelf([about.id, about.parameters, about.vocab_size, step, val.loss ?? 0].join(" "));
+  } catch (error) {
+    $("summary").textContent = error.kind === "locked" ? "The model is locked." : "The model could not be opened.";
+    trouble.tell(error, open);
+    const known = shelf.find(fromHash(location.hash).tree?.id) ?? shelf.list()[0];
+    if (known && !story.tree) put(known, known.shown);
+    return;
+  }
+  trouble.clear();
+  arrive();
 }
+
+$("local").hidden = kind !== "local";
+takeFields();
+await open();

@@ -6,7 +6,7 @@ let asks = true; // for a key
 
 /** What the model is: an entry of `GET /v1/models`. */
 export async function open() {
-  const { data } = await (await request("v1/models")).json();
+  const { data } = await (await send("v1/models")).json();
   id = data[0].id;
   endOfText = data[0].end_of_text;
   return data[0];
@@ -29,10 +29,10 @@ export async function* write({ prompt, tokens, maxTokens, temperature, topP, see
       }
       if (finish_reason) return finish_reason;
     }
-    throw new Error("The server closed the connection before the story's end.");
+    throw gone(); // in the middle of the story
   } catch (error) {
     if (signal.aborted) return "stopped";
-    throw error;
+    throw error instanceof TypeError ? gone() : error; // a connection that breaks is a TypeError
   }
 }
 
@@ -52,28 +52,38 @@ async function beginning(prompt, tokens, signal) {
 
 function complete(body, signal) {
   const headers = { "Content-Type": "application/json" };
-  return request("v1/completions", { method: "POST", headers, body: JSON.stringify({ model: id, ...body }), signal });
+  return send("v1/completions", { method: "POST", headers, body: JSON.stringify({ model: id, ...body }), signal });
 }
 
-/** The response, if it is a good one. Asks for the server's key where it wants one, and keeps it for this tab. */
-export async function request(url, options = {}) {
+const gone = () => Object.assign(new Error("The server does not answer."), { kind: "gone" });
+const KINDS = { 401: "locked", 429: "busy", 503: "busy" };
+
+/** The response, if it is a good one. What is thrown has a `kind`, "locked", "busy" or "gone", where that is why. */
+async function send(url, options = {}) {
   const key = sessionStorage.getItem("key");
   const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
   const response = await fetch(url, { ...options, headers }).catch((error) => {
-    throw error.name === "AbortError" ? error : new Error("The server does not answer.");
+    throw error.name === "AbortError" ? error : gone();
   });
   if (response.ok) return response;
-  if (response.status === 401 && asks) {
-    const given = window.prompt(key ? "That is not the server's key. The key:" : "This server asks for a key:");
-    if (given) {
-      sessionStorage.setItem("key", given);
-      return request(url, options);
-    }
-    asks = false;
-  }
   const { error } = await response.json().catch(() => ({}));
   const message = error?.message ?? `The server answers ${response.status} ${response.statusText}.`;
-  throw Object.assign(new Error(message), { status: response.status });
+  throw Object.assign(new Error(message), { status: response.status, kind: KINDS[response.status] });
+}
+
+/** The same for pages without a field for the server's key: asks for it where it is needed, and keeps it for this tab. */
+export async function request(url, options) {
+  try {
+    return await send(url, options);
+  } catch (error) {
+    const key = sessionStorage.getItem("key");
+    const given = asks && error.kind === "locked" &&
+      window.prompt(key ? "That is not the server's key. The key:" : "This server asks for a key:");
+    if (error.kind === "locked" && !given) asks = false;
+    if (!given) throw error;
+    sessionStorage.setItem("key", given);
+    return request(url, options);
+  }
 }
 
 /** The JSON of each server-sent event in `body`, until [DONE]. */
