@@ -46,7 +46,7 @@ async function run(tree, n, controller) {
   let frozen = false;
   const wait = () => {
     clearTimeout(timer);
-    if (frozen) trouble.clear();
+    if (frozen) show(trouble.clear);
     frozen = false;
     timer = setTimeout(() => {
       frozen = true;
@@ -56,10 +56,9 @@ async function run(tree, n, controller) {
       });
     }, 1000 * PATIENCE);
   };
-  trouble.clear();
   $("status").textContent = "Writing …";
   reading.start(writing.asked);
-  show();
+  show(trouble.clear);
   tree.shown = n;
   let number, branch;
   try {
@@ -85,7 +84,7 @@ async function run(tree, n, controller) {
       if (signal.aborted) break;
       if (number === n && (story.tree !== tree || story.branch !== n)) put(tree, n); // it has no token
     }
-    if (frozen) trouble.clear();
+    if (frozen) show(trouble.clear);
   } catch (error) {
     end = "failed";
     trouble.tell(error, again);
@@ -151,7 +150,7 @@ function goOn() {
 /** Show branch `n` of `tree`, and write what it lacks. */
 async function go(tree, n, push = true) {
   while (writing) await stop();
-  trouble.clear();
+  show(trouble.clear);
   tree.shown = n;
   put(tree, n);
   remember(push);
@@ -220,6 +219,7 @@ addEventListener("popstate", () => {
   if (opened) arrive();
 });
 addEventListener("pagehide", keep);
+reading.watch($("text"));
 
 // --- Showing it ------------------------------------------------------------------------------------------------------
 
@@ -289,9 +289,10 @@ function plain(span) {
 
 const action = () => (writing ? $("stop") : opened ? $("write") : $("prompt"));
 
-/** Buttons and notes as the state has them. */
-function show() {
+/** Buttons and notes as the state has them, after a `change`; the focus never goes with what is hidden. */
+function show(change) {
   const focused = document.activeElement;
+  change?.();
   const busy = writing !== null;
   $("write").hidden = busy;
   $("stop").hidden = !busy;
@@ -303,7 +304,7 @@ function show() {
   $("continue").disabled = story.end === "stop";
   showTree();
   showStrip();
-  if (focused !== document.body && !focused.getClientRects().length) action().focus();
+  if (focused.isConnected && !focused.getClientRects().length) action().focus();
 }
 
 /** Fill a list anew; what has the focus in it keeps it. */
@@ -643,7 +644,7 @@ async function open() {
     if (known && !story.tree) put(known, known.shown);
     return;
   }
-  trouble.clear();
+  show(trouble.clear);
   arrive();
 }
 

@@ -38,7 +38,13 @@ export function finish(said) {
   waiting = "";
 }
 
-/** Follow `text` no longer when the reader scrolls away from its end, and again when they come back to it. */
+/** Follow `text` no longer when the reader scrolls up, and again when they come back to its end. */
 export function watch(text) {
-  addEventListener("scroll", () => (follows = wanted && beyond(text) < 100), { passive: true });
+  let [place, height] = [0, 0];
+  addEventListener("scroll", () => {
+    const page = document.documentElement.scrollHeight;
+    if (scrollY < place && page >= height) follows = false; // a page that shrinks scrolls by itself
+    else if (beyond(text) < 50) follows = wanted;
+    [place, height] = [scrollY, page];
+  }, { passive: true });
 }
