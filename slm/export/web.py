@@ -33,11 +33,11 @@ PACKAGE = "onnxruntime-web@1.30.0"
 ARCHIVE_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 RUNTIME = ("dist/ort.wasm.min.mjs", "dist/ort-wasm-simd-threaded.mjs", "dist/ort-wasm-simd-threaded.wasm")
 PAGE = (
-    "icon.svg", "style.css", "page.js", "history.js", "reading.js", "trouble.js", "tokenizer.js", "local_model.js",
+    "style.css", "page.js", "history.js", "reading.js", "trouble.js", "tokenizer.js", "local_model.js",
     "local_worker.js", "generator.js",
 )  # fmt: skip
 # The page loads nothing from another place and sends nothing to one: the browser itself holds it to that.
-POLICY = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'"
+POLICY = "default-src 'self'; img-src 'self' data:; script-src 'self' 'wasm-unsafe-eval'"
 
 
 def write(loaded: Checkpoint, path: Path, format: str) -> None:

@@ -131,7 +131,7 @@ def test_a_story_can_be_stopped_and_another_token_chosen(open_page, hosting):
     assert "It runs in this browser" in page.inner_text("aside")
     assert page.locator("nav").is_hidden()
     page.fill("#length", "2000")
-    page.check("#think")
+    page.locator("#temperature").fill("0")
     page.evaluate(STOP_AT_THE_SECOND_TOKEN)
     page.click("#write")
     until(page, "!document.getElementById('after').hidden")
@@ -152,14 +152,31 @@ def test_another_token_can_be_chosen_while_the_story_grows(open_page, hosting):
     page.wait_for_selector("#write:enabled")
     page.fill("#length", "30")
     page.fill("#seed", "1")
-    page.check("#think")
-    choose = "document.querySelector('.token').click(); document.querySelector('#menu :nth-child(2)').click();"
+    page.locator("#temperature").fill("0")
+    choose = "document.querySelector('.token').click(); document.querySelector('#menu > :nth-child(2)').click();"
     page.evaluate(STOP_AT_THE_SECOND_TOKEN.replace('document.getElementById("stop").click();', choose))
     page.click("#write")
     until(page, "document.getElementById('status').textContent.includes('a second')")
     until(page, "!document.getElementById('after').hidden")
     assert page.inner_text("#status").startswith(("Paused after 30 tokens", "The story ended after"))
     assert page.evaluate("document.activeElement.dataset.at") == "0"
+
+
+@pytest.mark.slow
+def test_a_reload_shows_the_same_story_and_a_link_writes_it_again(open_page, hosting):
+    page = open_page(f"http://127.0.0.1:{hosting.server_port}/best_model-web/#length=20&seed=1&temperature=1")
+    until(page, "!document.getElementById('after').hidden")
+    page.locator(".token[role=button]").nth(4).click()
+    page.get_by_role("menuitem").nth(3).click()
+    until(page, "!document.getElementById('after').hidden")
+    told = page.evaluate("document.getElementById('text').textContent")
+    page.reload()
+    until(page, "!document.getElementById('after').hidden")
+    assert page.evaluate("document.getElementById('text').textContent") == told
+    other = open_page(page.url)
+    until(other, "!document.getElementById('after').hidden")
+    assert other.evaluate("document.getElementById('text').textContent") == told
+    assert other.locator("#tree button").count() == 2
 
 
 @pytest.mark.slow

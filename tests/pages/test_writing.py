@@ -496,6 +496,53 @@ def test_a_server_that_dies_and_comes_back_loses_nothing(browser, slow_address):
     page.close()
 
 
+def test_stories_are_forgotten_only_when_that_is_confirmed(open_page, address):
+    page = open_page(f"{address}#length=5")
+    written(page)
+    page.click("#another")
+    shown = written(page)
+    answers = [False, True]
+    page.on("dialog", lambda dialog: dialog.accept() if answers.pop(0) else dialog.dismiss())
+    page.click("#forget")
+    assert len(strip(page)) == 2
+    page.click("#forget")
+    assert page.locator("#earlier").is_hidden()
+    assert page.evaluate("document.activeElement.id") == "write"
+    page.reload()
+    assert written(page) == shown
+    assert len(strip(page)) == 1
+
+
+def test_a_story_can_be_written_branched_and_undone_with_the_keyboard_alone(open_page, address):
+    page = open_page(f"{address}#length=12&temperature=0&seed=1")
+    first = written(page)
+    page.focus("#prompt")
+    focused = "document.activeElement.id || document.activeElement.className || document.activeElement.textContent"
+
+    def press(key, times=1):
+        for _ in range(times):
+            page.keyboard.press(key)
+            assert page.evaluate("document.activeElement !== document.body")
+
+    press("Enter")
+    assert written(page) == first
+    while "token" not in page.evaluate(focused):
+        press("Tab")
+    press("ArrowRight", 2)
+    press("Enter")
+    press("End")
+    press("Enter")
+    assert written(page) != first
+    while page.evaluate(focused) != "undo":
+        press("Tab")
+    press("Enter")
+    assert story(page) == first
+    while page.evaluate("document.activeElement.parentElement.parentElement.id") != "strip":
+        press("Tab")
+    press("Enter")
+    assert page.evaluate("document.activeElement.ariaCurrent") == "true"
+
+
 # --- Servers that do not answer as one would like --------------------------------------------------------------------
 
 

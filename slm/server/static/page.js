@@ -10,7 +10,6 @@ import * as trouble from "./trouble.js";
 const SAMPLES = ["Once upon a time", "One sunny morning, a brave girl named Mia", "There was once a little fox"];
 const LEVELS = [0.05, 0.2, 0.5, 0.8]; // limits of the shades
 const VISIBLE = { " ": "␣", "\n": "↵", "\t": "⇥" };
-
 const PATIENCE = 8; // seconds without a token before the page says so
 
 const $ = (id) => document.getElementById(id);
@@ -122,7 +121,8 @@ function add(tree, n, token) {
 
 function tellEnd(end, count, speed) {
   const ending = { stop: "The story ended after", length: "Paused after", stopped: "Stopped after", failed: "Broke off after" };
-  $("status").textContent = story.tree && story.tree.branches[story.branch].runs.length === 0
+  const { parent, tokens } = story.tree.branches[story.branch];
+  $("status").textContent = parent >= 0 && !tokens.length
     ? "The story ends here, as you chose."
     : `${ending[end]} ${count} token${count === 1 ? "" : "s"}${speed}. Seed ${story.seed}.`;
 }
@@ -485,7 +485,8 @@ $("text").addEventListener("keydown", (event) => {
   const span = tokenAt(event);
   if (!span) return;
   const spans = [...$("text").querySelectorAll("[role=button]")];
-  const to = moveFocus(spans, spans.indexOf(span), event.key);
+  const mirrored = getComputedStyle($("text")).direction === "rtl" && { ArrowLeft: "ArrowRight", ArrowRight: "ArrowLeft" };
+  const to = moveFocus(spans, spans.indexOf(span), mirrored?.[event.key] ?? event.key);
   if (to) {
     span.tabIndex = -1;
     to.tabIndex = 0;
@@ -604,6 +605,7 @@ const number = (value, digits = 0) => value.toLocaleString("en", { minimumFracti
 
 function describe({ parameters, context_length, vocab_size, tokenizer, facts = {} }) {
   const { val = {}, step, text: trainedOn } = facts;
+  $("about").replaceChildren();
   const rows = {
     "Parameters": number(parameters),
     "Context": `${number(context_length)} tokens`,

@@ -3,7 +3,7 @@
 const WORDS = {
   busy: "The server is busy. It will have time again soon.",
   gone: "The server does not answer. What is written stays here.",
-  frozen: "The model has not answered for a while. It may be busy with others: wait, or try again.",
+  frozen: "The model has not answered for a while. Wait, or try again.",
   locked: "This server asks for a key.",
 };
 
