@@ -394,7 +394,7 @@ def test_a_story_stopped_before_its_first_token_leaves_the_old_one(open_page, sl
     assert page.locator("#continue").is_visible()
 
 
-def test_branches_are_a_tree_that_is_walked_and_undone(open_page, address):
+def test_branches_are_a_tree_that_is_walked_and_undone(open_page, address, axe):
     page = open_page(f"{address}#length=12&seed=1&temperature=0")
     first = written(page)
     for at, other in ((3, 1), (8, 2)):
@@ -405,6 +405,7 @@ def test_branches_are_a_tree_that_is_walked_and_undone(open_page, address):
     assert names[0] == "As it was first written"
     assert len(names) == 3
     assert page.locator("#tree ul ul ul button").get_attribute("aria-current") == "true"  # a branch of a branch
+    assert serious_faults(page, axe) == []
     page.click("#undo")
     between = story(page)
     assert between not in (first, last)
@@ -564,14 +565,14 @@ def test_a_frozen_server_is_noticed_and_tried_again(open_page, address):
     page = open_page(f"{address}#length=5")
     first = written(page)
     page.clock.install()
-    page.route("**/v1/completions", lambda route: None)
+    asked = []
+    page.route("**/v1/completions", lambda route: asked.append(route) if not asked else route.continue_())
     page.click("#write")
     page.clock.fast_forward(5_000)
     assert page.inner_text("#problem") == ""
     page.clock.fast_forward(4_000)
     until(page, "document.getElementById('problem').textContent.startsWith('The model has not answered for a while.')")
     assert story(page) == first
-    page.unroute("**/v1/completions")
     page.click("#retry")
     until(page, "document.querySelectorAll('#strip button').length === 2")
     written(page)
