@@ -151,7 +151,7 @@ def _not_decoded(file: File, error: UnicodeDecodeError, done: int, encoding: str
     wrong = sample.decode(encoding, errors="replace").count("\ufffd")
     guess = _likely_encoding(sample) if wrong >= 8 else ""
     if guess:
-        mend = f"it looks like {guess}: pass --encoding {guess}, save it as UTF-8, or name another --encoding"
+        mend = f"{guess}, save it as UTF-8, or name another --encoding"
     elif 100 * wrong > len(sample) and wrong >= 8:  # replacing all these would destroy the text
         mend = "save it as UTF-8, or pass its --encoding"
     else:
@@ -162,13 +162,28 @@ def _not_decoded(file: File, error: UnicodeDecodeError, done: int, encoding: str
 
 
 def _likely_encoding(sample: bytes) -> str:
-    """The encoding of text as the package charset-normalizer guesses; empty without it, or where it finds none."""
+    """What to do about text in the encoding that the package charset-normalizer guesses; empty where it finds none.
+
+    It confuses the one-byte encodings of Europe. So cp1252, by far the most common, is always named if it is possible,
+    with a word by which the user can tell which one is right.
+    """
     try:
         from charset_normalizer import from_bytes
     except ModuleNotFoundError:
         return ""
-    guess = from_bytes(sample).best()
-    return "" if guess is None or guess.encoding in ("utf_8", "ascii") else guess.encoding
+    guesses = from_bytes(sample)
+    best = guesses.best()
+    if best is None or best.encoding in ("utf_8", "ascii"):
+        return ""
+    likely = best.encoding
+    if any("cp1252" in guess.could_be_from_charset for guess in guesses):
+        for word in sample.split():
+            as_1252, as_likely = (word.decode(name, errors="replace")[:20] for name in ("cp1252", likely))
+            if as_1252 != as_likely:
+                choice = f"cp1252 ({as_1252}) or {likely} ({as_likely})"
+                return f"it looks like {choice}: pass the --encoding that reads right"
+        likely = "cp1252"
+    return f"it looks like {likely}: pass --encoding {likely}"
 
 
 def malformed(file: File, line: int, problem: str) -> UserError:

@@ -45,3 +45,19 @@ def test_text_that_is_not_utf_8_is_told_its_likely_encoding(tmp_path):
     pytest.importorskip("charset_normalizer")
     (tmp_path / "a.txt").write_bytes(("从前有一只小猫，它住在山里。" * 50).encode("gb18030"))
     assert "it looks like gb18030: pass --encoding gb18030, save it as UTF-8" in refusal(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "text", "said"),
+    [
+        ("cp1252", "Die Mädchen hören schöne Vögel über den Dächern und grüßen den Müller.", "cp1252"),
+        ("cp1252", "O menino não sabia que a irmã já tinha saído. Então ele pôs.", "cp1252 (não) or cp1250 (năo)"),
+        ("cp1250", "Malá holčička šla do lesa a uviděla lišku.", "cp1252 (holèièka) or cp1250 (holčička)"),
+        ("cp1251", "Маленькая девочка пошла в лес и увидела лису. Жёлтый лист упал на дорогу.", "cp1251"),
+    ],
+)  # fmt: skip
+def test_a_guess_that_could_be_another_shows_a_word_of_each(tmp_path, encoding, text, said):
+    pytest.importorskip("charset_normalizer")
+    (tmp_path / "a.txt").write_bytes((text * 5).encode(encoding))
+    pass_it = "the --encoding that reads right" if " or " in said else f"--encoding {said}"
+    assert f"it looks like {said}: pass {pass_it}, save it as UTF-8" in refusal(tmp_path / "a.txt")
