@@ -32,7 +32,8 @@ _SAVED = re.compile(
     r"(state|dataset_info|dataset_dict)\.json|cache-.*\.arrow"
 )  # beside what datasets.save_to_disk wrote
 VALIDATION = ("validation", "valid", "val", "dev")  # names of a split for validation
-_SPLITS = {"train": "train", "test": "test", **dict.fromkeys(VALIDATION, "validation")}
+_SPLITS = {"train": "train", "training": "train", "test": "test", **dict.fromkeys(VALIDATION, "validation")}
+_EVALUATION = dict.fromkeys(("eval", "evaluation"), "validation")  # so they mean only beside a "train"
 _NO_MEANING = ("of", "data", "dataset", "set", "split", "part", "shard")  # words that may stand beside those
 
 Stamp = tuple[int, int]  # of a file: its size in bytes, and when it was changed, in nanoseconds
@@ -140,7 +141,7 @@ def _find_files(dataset: str) -> tuple[list[Path], list[Path], list[Path]]:
 def _divide(files: list[Path], folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     """The files of `folder` to train on, to validate with and to test with, by their names and those of subfolders."""
     words = {file: [_words(part) for part in _names(file.relative_to(folder))] for file in files}
-    divided = any("train" in (part[0], part[-1]) for parts in words.values() for part in parts)
+    divided = any("train" in map(_SPLITS.get, (part[0], part[-1])) for parts in words.values() for part in parts)
     splits: dict[str, list[Path]] = {"train": [], "validation": [], "test": []}
     for file, parts in words.items():
         named = [_split(part, divided, number < len(parts) - 1) for number, part in enumerate(parts)]
@@ -165,7 +166,8 @@ def _split(words: list[str], divided: bool, is_folder: bool) -> str:
     divided: other names say train.
     """
     if divided:
-        return _SPLITS.get(words[0]) or _SPLITS.get(words[-1], "")
+        splits = _SPLITS | _EVALUATION
+        return splits.get(words[0]) or splits.get(words[-1], "")
     sure = words[-1] in ("validation", "valid") or (len(words) == 1 and not (is_folder and words[0] in ("dev", "test")))
     return _SPLITS.get(words[-1], "") if sure else ""
 

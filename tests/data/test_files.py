@@ -172,6 +172,9 @@ def write_all(*names):
         ("validation/a.txt", "a.txt"),
         ("en/dev/a.txt", "en/train/a.txt"),
         ("dev2.text", "train2.text"),
+        ("eval.jsonl", "train.jsonl"),
+        ("evaluation/a.txt", "training/a.txt"),
+        ("book_dev.txt", "book_training.txt"),
     ],
 )
 def test_files_of_a_folder_whose_names_say_validation_are_kept_for_it(here, validation, train):
