@@ -16,8 +16,8 @@ LOOK_AHEAD = 32  # rows by which the field of text is chosen
 
 # Names of fields that never hold the text unless the user chooses them.
 _METADATA = re.compile(
-    r"(.*[_-])?(id|ids|uuid|guid|url|uri|hash|md5|sha1|sha256|version|date|time|timestamp|created|updated|lang|language)"
-    r"|[a-z0-9]+Id|index|key|split",
+    r"(.*[_.-])?(id|ids|uuid|guid|doi|isbn|url|uri|href|path|filename|hash|md5|sha\d*|checksum|version|date|time|timestamp"
+    r"|at|created|updated|lang|language)|(?-i:[a-z0-9]+(Id|ID|At|Url|Date|Time))|index|idx|key|file|name|slug|split",
     re.IGNORECASE,
 )
 # Names of fields that are only together what is meant.
@@ -133,7 +133,8 @@ def fields_of_objects(text_field: str, rows: Sequence[Mapping[str, object]], whe
         for name, value in row.items():
             kinds.setdefault(name, set()).add(type(_plain(value)))
     strings = [name for name, found in kinds.items() if found <= {str, type(None)} and str in found]
-    others = [name for name, found in kinds.items() if found & {str, list, dict} and name not in strings]
+    others = [name for name, found in kinds.items() if found & {str, list, dict} or found == {type(None)}]
+    others = [name for name in others if name not in strings]
     if len(rows) == 1 and _asked(text_field, kinds)[1]:
         inside = [
             name

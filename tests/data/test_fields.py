@@ -146,3 +146,25 @@ def test_a_damaged_arrow_file_does_not_end_the_process(here):
     assert whole.count(offsets) == 1
     Path("a.arrow").write_bytes(whole.replace(offsets, np.array([0, 3, 7, 2**31 - 1], dtype="<i4").tobytes()))
     assert refusal("a.arrow").startswith("cannot read a.arrow: In column 0: Invalid: ")
+
+
+@pytest.mark.parametrize(
+    "name", ["createdAt", "created_at", "doc.id", "file_path", "filename", "file", "idx", "docID", "sha", "slug"]
+)
+def test_what_only_names_a_row_is_never_its_text(here, name):
+    write("a.jsonl", [{name: "1"}] * 3)
+    assert refusal("a.jsonl") == f"no field 'text' in a.jsonl; it has: {name}; choose one with --text_field"
+    write("b.jsonl", [{name: "1", "content": "one"}])
+    assert read("b.jsonl") == ["one"]
+
+
+@pytest.mark.parametrize("name", ["chat", "format", "grid", "valid", "candidate", "sometime", "Body"])
+def test_names_that_only_end_as_those_do_may_be_the_text(here, name):
+    write("a.jsonl", [{name: "one"}])
+    assert read("a.jsonl") == ["one"]
+
+
+def test_a_field_that_is_empty_in_the_first_rows_could_be_meant(here):
+    write("a.jsonl", [{"title": "t", "body": None}] * 40 + [{"title": "t", "body": "one"}])
+    assert refusal("a.jsonl") == "no field 'text' in a.jsonl; it has: title, body; choose one with --text_field"
+    assert read("a.jsonl", text_field="body") == ["one"]
