@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import glob
 import re
 from encodings import aliases
 from typing import Any
@@ -17,6 +18,10 @@ from slm.data.hub import KNOWN, HubName, hub_name, hub_source, hub_validation
 from slm.data.source import Source, digest, pieces_of_rows, unreadable
 from slm.errors import UserError
 from slm.files import did_you_mean, user_path
+
+# What looks like a data set of the hub with a revision, a config or a limit that is not written as it must be.
+_LIKE_HUB = re.compile(rf"({'|'.join(KNOWN)}|[\w-][\w.-]*/[\w.-]+)(@|:|\[\d*:).*")
+_ORDER = "the order is owner/name@revision:config:split[:100000], and all but the name may be left out"
 
 
 def how_to_read(config: DataConfig | EvaluateConfig) -> dict[str, Any]:
@@ -50,6 +55,8 @@ def open_source(
         if name := _on_hub(dataset):
             how = (text_field, errors, _encoding(encoding), open_cache(cache_dir))
             return hub_source(name, *how, held_out=held_out)
+        if _LIKE_HUB.fullmatch(dataset) and not user_path(dataset).exists() and not glob.glob(dataset):  # noqa: PTH207
+            raise UserError(f"cannot make out {dataset}: {_ORDER}")
         if is_local(dataset):
             return files_source(dataset, text_field, errors, _encoding(encoding), held_out)
         if dataset == "stories" or dataset.startswith("stories:"):

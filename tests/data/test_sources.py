@@ -79,3 +79,17 @@ def test_numbers_of_stories_that_cannot_be(here, number):
 @pytest.mark.parametrize("address", ["https://example.org/a.txt", "http://example.org/a?b=[1]"])
 def test_addresses(here, address):
     assert refusal(address) == f"{address} is an address, not a path: download the file first, and pass its path"
+
+
+@pytest.mark.parametrize(
+    "name", ["o/a:en@main", "o/a[:0]", "o/a[3:]", "o/a[:1k]", "o/a[:3]:test", "tinystories[:0]", "o/a:b:c:d", "o/a@"]
+)
+def test_a_name_of_the_hub_in_another_order_is_told_the_right_one(here, name):
+    order = "the order is owner/name@revision:config:split[:100000], and all but the name may be left out"
+    assert refusal(name) == f"cannot make out {name}: {order}"
+
+
+def test_a_pattern_that_looks_like_the_hub_is_a_pattern_where_it_matches(here):
+    Path("o").mkdir()
+    Path("o/a0").write_text("one")
+    assert read("o/a[:0]") == ["one"]
