@@ -17,7 +17,7 @@ LOOK_AHEAD = 32  # rows by which the field of text is chosen
 # Names of fields that never hold the text unless the user chooses them.
 _METADATA = re.compile(
     r"(.*[_.-])?(id|ids|uuid|guid|doi|isbn|url|uri|href|path|filename|hash|md5|sha\d*|checksum|version|date|time|timestamp"
-    r"|at|created|updated|lang|language)|(?-i:[a-z0-9]+(Id|ID|At|Url|Date|Time))|index|idx|key|file|name|slug|split",
+    r"|at|created|updated|lang|language)|(?-i:[a-z0-9]+(Id|ID|At|Url|Date|Time))|index|idx|key|file|slug|split",
     re.IGNORECASE,
 )
 # Names of fields that are only together what is meant.
